@@ -1,0 +1,66 @@
+// The Agent ID Card: what a person asks for. Parsing and validation are pure: no I/O, no clock.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <expected>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "card/types.h"
+
+namespace agentmachine {
+
+enum class ApiProvider { anthropic, openai, ollama, custom };
+std::string_view toString(ApiProvider provider);
+
+/// The card's `resource_limits`, with the seed's defaults.
+struct ResourceLimits {
+  std::uint64_t memoryMb = 4096;
+  std::uint64_t cpuShares = 1024;                ///< cgroup v1 shares, 2 to 262144
+  std::optional<std::uint64_t> cpuQuotaPercent;  ///< of one CPU
+  std::uint64_t maxProcesses = 50;
+  std::uint64_t maxOpenFiles = 1024;
+};
+
+struct Card {
+  AgentId id;
+  AbsolutePath workspace;
+  ApiProvider apiProvider = ApiProvider::anthropic;
+  std::optional<AbsolutePath> apiKeyFile;
+  std::optional<Url> proxy;  ///< absent, and every spelling of our own proxy, mean ours
+  ResourceLimits limits;
+  std::vector<HostPattern> allowedHosts;  ///< empty: the provider only
+  std::chrono::seconds ttl{0};            ///< 0: no end
+  std::map<EnvironmentName, PlainText> environment;
+  std::vector<PlainText> command;  ///< empty: `opencode serve`
+  std::optional<PlainText> model;
+  std::optional<Url> apiBaseUrl;  ///< absent: the provider's own
+};
+
+/// One thing wrong with a card.
+struct Problem {
+  std::string pointer;  ///< JSON pointer (RFC 6901) of the value; "" is the whole card
+  std::string message;  ///< what is wrong, the offending value, and what to do
+};
+
+enum class CardFormat { json, toml };
+
+/// The largest card that is read.
+constexpr std::size_t maxCardBytes = 1024 * 1024;
+
+/// Parses and validates. Every problem of the card at once, in the order of the text; never throws for bad input.
+std::expected<Card, std::vector<Problem>> parseCard(std::string_view text, CardFormat format);
+
+/// The card as JSON with every field that is not at its default; parseCard gives the same Card back.
+std::string toJson(const Card& card);
+
+/// The text of card.schema.json (JSON Schema draft-07), as published.
+std::string_view cardSchema();
+
+/// Where the provider's API is when the card gives no `api_base_url`; nothing for `custom`.
+std::optional<Url> defaultApiBaseUrl(ApiProvider provider);
+
+}  // namespace agentmachine

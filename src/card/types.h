@@ -1,0 +1,86 @@
+// Checked strings: a value of one of these types has passed its rule, so renderers need no escaping decisions.
+// Pure: no I/O.
+#pragma once
+#include <compare>
+#include <cstdint>
+#include <expected>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace agentmachine {
+
+/// A string that passed `Rule::check`. The only way to get one is `parse`.
+template <class Rule>
+class Checked {
+ public:
+  /// The checked value, or one sentence that says what is wrong and what to write instead.
+  static std::expected<Checked, std::string> parse(std::string_view text) {
+    if (auto wrong = Rule::check(text)) return std::unexpected(std::move(*wrong));
+    return Checked(std::string(text));
+  }
+  [[nodiscard]] const std::string& str() const { return text_; }
+  auto operator<=>(const Checked&) const = default;
+
+ private:
+  explicit Checked(std::string text) : text_(std::move(text)) {}
+  std::string text_;
+};
+
+#define AGENTMACHINE_CHECKED(Name)                             \
+  struct Name##Rule {                                          \
+    static std::optional<std::string> check(std::string_view); \
+  };                                                           \
+  using Name = Checked<Name##Rule>
+
+/// Lower case letters, digits and inner hyphens, 1 to 57 characters, so that "agent-" + id fits a host name
+/// (RFC 1123, 63 octets) whatever the prefix rule does.
+AGENTMACHINE_CHECKED(AgentId);
+/// Absolute, normal (no "..", ".", "//"), no control character, at most 4095 bytes (PATH_MAX).
+AGENTMACHINE_CHECKED(AbsolutePath);
+/// A DNS name in its ASCII form, lower case, no trailing dot; never an IP literal (RFC 1123, RFC 5890).
+AGENTMACHINE_CHECKED(HostName);
+/// A name of an environment variable that can't break the sandbox: not PATH, LD_*, *_PROXY, OPENCODE_* ….
+AGENTMACHINE_CHECKED(EnvironmentName);
+/// One line of printable text without control characters; any UTF-8.
+AGENTMACHINE_CHECKED(PlainText);
+
+#undef AGENTMACHINE_CHECKED
+
+/// The name machined knows: "agent-" + id, or the id itself if it already begins with "agent-".
+class MachineName {
+ public:
+  explicit MachineName(const AgentId& id)
+      : name_(id.str().starts_with("agent-") ? id.str() : "agent-" + id.str()) {}
+  [[nodiscard]] const std::string& str() const { return name_; }
+  /// "systemd-nspawn@agent-x.service". Machine names need no escaping in unit names.
+  [[nodiscard]] std::string unit() const { return "systemd-nspawn@" + name_ + ".service"; }
+  auto operator<=>(const MachineName&) const = default;
+
+ private:
+  std::string name_;
+};
+
+/// A line of `allowed_hosts`: "x.org", "x.org:8443", ".x.org" or "*.x.org" (the last two are the same).
+struct HostPattern {
+  HostName name;
+  bool subdomains = false;  ///< also every name below `name`, and `name` itself
+  std::uint16_t port = 443;
+  auto operator<=>(const HostPattern&) const = default;
+  /// As written in a policy: "[.]NAME:PORT".
+  [[nodiscard]] std::string str() const;
+  static std::expected<HostPattern, std::string> parse(std::string_view text);
+};
+
+/// An http or https URL without user, query or fragment.
+struct Url {
+  bool tls = true;
+  std::string host;  ///< a HostName or an IPv4 address
+  std::uint16_t port = 443;
+  std::string path;  ///< "" or "/…", no trailing slash
+  auto operator<=>(const Url&) const = default;
+  [[nodiscard]] std::string str() const;
+  static std::expected<Url, std::string> parse(std::string_view text);
+};
+
+}  // namespace agentmachine

@@ -1,0 +1,38 @@
+// Whole files: read with a cap, written so that a reader or a crash never sees half of one.
+#pragma once
+#include <sys/types.h>
+
+#include <cstddef>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace agentmachine {
+
+/// Reads a regular file of at most `maxBytes`. Throws Error ("read PATH: …") if it is missing, larger or no file.
+std::string readFile(const std::filesystem::path& path, std::size_t maxBytes);
+
+/// As readFile, but nothing if the file does not exist.
+std::optional<std::string> readFileIfExists(const std::filesystem::path& path, std::size_t maxBytes);
+
+struct FileOwner {
+  uid_t user;
+  gid_t group;
+};
+
+/// Writes beside `path`, fsyncs, renames over it and fsyncs the directory: rename(2) is atomic, so the old
+/// content or the new is seen, never a part. The directory must exist. Throws Error ("write PATH: …").
+void writeFileAtomically(const std::filesystem::path& path, std::string_view content, mode_t mode,
+                         std::optional<FileOwner> owner = std::nullopt);
+
+/// Makes `link` point at `target`, atomically, replacing a link that is there.
+void linkAtomically(const std::filesystem::path& link, const std::filesystem::path& target);
+
+/// Removes a file or link; nothing to do if it is absent. Throws Error.
+void removeFile(const std::filesystem::path& path);
+
+/// Waits until what was created, renamed or removed in `directory` is on disk.
+void syncDirectory(const std::filesystem::path& directory);
+
+}  // namespace agentmachine

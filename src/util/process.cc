@@ -1,0 +1,91 @@
+#include "util/process.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/wait.h>
+
+#include <cerrno>
+#include <csignal>
+
+#include "util/error.h"
+#include "util/fd.h"
+#include "util/text.h"
+
+extern char** environ;
+
+namespace agentmachine {
+
+namespace {
+
+constexpr std::size_t maxCollected = 16 * 1024 * 1024;
+
+struct Pipe {
+  Fd read, write;
+};
+
+Pipe makePipe() {
+  int fds[2];
+  if (pipe2(fds, O_CLOEXEC) < 0) throw errnoError("pipe");
+  return {Fd{fds[0]}, Fd{fds[1]}};
+}
+
+/// Appends what is there; false at end of file.
+bool drain(Fd& fd, std::string& into) {
+  char buffer[16384];
+  const ssize_t n = read(fd.get(), buffer, sizeof buffer);
+  if (n < 0) return errno == EINTR || errno == EAGAIN;
+  if (n == 0) return false;
+  if (into.size() < maxCollected) into.append(buffer, static_cast<std::size_t>(n));
+  return true;
+}
+
+}  // namespace
+
+ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view input) {
+  Pipe in = makePipe(), out = makePipe(), err = makePipe();
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, in.read.get(), 0);
+  posix_spawn_file_actions_adddup2(&actions, out.write.get(), 1);
+  posix_spawn_file_actions_adddup2(&actions, err.write.get(), 2);
+  std::vector<char*> words;
+  for (const auto& word : argv) words.push_back(const_cast<char*>(word.c_str()));
+  words.push_back(nullptr);
+  pid_t pid = 0;
+  const int failed = posix_spawnp(&pid, words[0], &actions, nullptr, words.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (failed) throw errnoError("run " + argv[0], failed);
+  in.read.reset();
+  out.write.reset();
+  err.write.reset();
+  fcntl(in.write.get(), F_SETFL, O_NONBLOCK);
+
+  ProcessResult result;
+  while (out.read || err.read) {
+    if (in.write && input.empty()) in.write.reset();
+    pollfd polled[] = {{out.read.get(), POLLIN, 0}, {err.read.get(), POLLIN, 0}, {in.write.get(), POLLOUT, 0}};
+    if (poll(polled, 3, -1) < 0) continue;
+    if (polled[0].revents && !drain(out.read, result.output)) out.read.reset();
+    if (polled[1].revents && !drain(err.read, result.errors)) err.read.reset();
+    if (polled[2].revents) {
+      // A child that reads no input may close it: that is its right, and SIGPIPE is ignored by main.
+      const ssize_t n = write(in.write.get(), input.data(), input.size());
+      if (n > 0) input.remove_prefix(static_cast<std::size_t>(n));
+      if (n < 0 && errno != EAGAIN && errno != EINTR) in.write.reset();
+    }
+  }
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
+  result.status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+  return result;
+}
+
+std::string runChecked(const std::vector<std::string>& argv, std::string_view input) {
+  auto result = runProcess(argv, input);
+  if (result.status == 0) return std::move(result.output);
+  const auto cause = trim(result.errors);
+  throw Error(argv[0] + ": " + (cause.empty() ? "exit status " + std::to_string(result.status) : cause));
+}
+
+}  // namespace agentmachine

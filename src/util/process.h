@@ -1,0 +1,22 @@
+// Runs another program to its end. Never through a shell.
+#pragma once
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace agentmachine {
+
+struct ProcessResult {
+  int status = 0;  ///< exit status; 128 + signal if it was killed by one, as shells say it
+  std::string output;
+  std::string errors;
+};
+
+/// Runs `argv` (argv[0] is looked up in PATH) with `input` on its standard input, and collects what it prints
+/// (at most 16 MiB of each). Throws Error only if it can't be started.
+ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view input = {});
+
+/// As runProcess, but a status other than 0 throws Error: "PROGRAM: what it wrote to standard error".
+std::string runChecked(const std::vector<std::string>& argv, std::string_view input = {});
+
+}  // namespace agentmachine
