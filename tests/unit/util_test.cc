@@ -1,0 +1,87 @@
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+
+#include "util/error.h"
+#include "util/file.h"
+#include "util/process.h"
+#include "util/text.h"
+
+namespace agentmachine {
+namespace {
+
+class Files : public testing::Test {
+ protected:
+  Files() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "agentmachine.XXXXXX").string();
+    directory_ = mkdtemp(pattern.data());
+  }
+  ~Files() override { std::filesystem::remove_all(directory_); }
+  std::filesystem::path directory_;
+};
+
+TEST_F(Files, WritesWithModeAndLeavesNoTemporary) {
+  const auto path = directory_ / "x";
+  writeFileAtomically(path, "one", 0640);
+  writeFileAtomically(path, "two", 0600);
+  EXPECT_EQ(readFile(path, 10), "two");
+  struct stat st{};
+  ASSERT_EQ(stat(path.c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 07777, 0600u);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(directory_), {}), 1);
+}
+
+TEST_F(Files, AFailedWriteKeepsTheOldContent) {
+  std::filesystem::create_directory(directory_ / "x");
+  EXPECT_THROW(writeFileAtomically(directory_ / "x", "y", 0600), Error);
+  EXPECT_TRUE(std::filesystem::is_directory(directory_ / "x"));
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(directory_), {}), 1);
+}
+
+TEST_F(Files, ReadRefusesWhatIsTooLargeOrNoFile) {
+  writeFileAtomically(directory_ / "x", "12345", 0600);
+  EXPECT_EQ(readFile(directory_ / "x", 5), "12345");
+  EXPECT_THROW(readFile(directory_ / "x", 4), Error);
+  ASSERT_EQ(mkfifo((directory_ / "fifo").c_str(), 0600), 0);
+  EXPECT_THROW(readFile(directory_ / "fifo", 5), Error);
+  EXPECT_EQ(readFileIfExists(directory_ / "absent", 5), std::nullopt);
+}
+
+TEST_F(Files, LinksAreReplaced) {
+  linkAtomically(directory_ / "l", "/one");
+  linkAtomically(directory_ / "l", "/two");
+  EXPECT_EQ(std::filesystem::read_symlink(directory_ / "l"), "/two");
+}
+
+TEST(Process, CarriesInputOutputAndStatus) {
+  EXPECT_EQ(runChecked({"cat"}, std::string(100000, 'x')), std::string(100000, 'x'));
+  EXPECT_EQ(runProcess({"sh", "-c", "exit 7"}).status, 7);
+  EXPECT_EQ(runProcess({"sh", "-c", "kill -9 $$"}).status, 137);
+  try {
+    runChecked({"sh", "-c", "echo why >&2; exit 1"});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "sh: why");
+  }
+  EXPECT_THROW(runProcess({"/no/such/program"}), Error);
+}
+
+TEST(Text, SplitsAndTrims) {
+  EXPECT_EQ(split("a::b", ':'), (std::vector<std::string>{"a", "", "b"}));
+  EXPECT_EQ(split("", ':'), (std::vector<std::string>{""}));
+  EXPECT_EQ(trim(" \n a b\t"), "a b");
+  EXPECT_EQ(join({"a", "b"}, ", "), "a, b");
+}
+
+TEST(Error, ContextIsPrefixed) {
+  try {
+    inContext("create alpha", [] { throw Error("no room"); });
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "create alpha: no room");
+  }
+}
+
+}  // namespace
+}  // namespace agentmachine
