@@ -1,5 +1,6 @@
 #include "plan/nspawn.h"
 
+#include <algorithm>
 #include <format>
 
 #include "plan/ini.h"
@@ -42,7 +43,7 @@ std::vector<std::string> initCommand(const Card& card) {
   if (card.command.empty())
     command.push_back(std::format("--secret-env=OPENCODE_SERVER_PASSWORD={}/server-password", credentialsInside));
   command.push_back("--");
-  command.append_range(payloadCommand(card));
+  append(command, payloadCommand(card));
   return command;
 }
 
