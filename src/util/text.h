@@ -1,6 +1,7 @@
 // Small operations on strings. Pure: no I/O.
 #pragma once
 #include <iterator>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -21,5 +22,15 @@ std::string join(const std::vector<std::string>& parts, std::string_view separat
 
 /// Splits at every separator; "a::b" at ':' gives three parts, "" gives one empty part.
 std::vector<std::string> split(std::string_view text, char separator);
+
+/// Takes the first code point off `text`, which must not be empty; nothing if it is no UTF-8 (RFC 3629), and
+/// then one byte is taken.
+std::optional<char32_t> takeCodePoint(std::string_view& text);
+
+/// True for what has no place in a line of text: C0 and C1 controls, DEL, the line and paragraph separators.
+bool isControl(char32_t codePoint);
+
+/// In double quotes, for people: at most 60 characters, whatever is invisible or no UTF-8 escaped as in JSON.
+std::string inQuotes(std::string_view text);
 
 }  // namespace agentmachine
