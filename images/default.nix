@@ -156,6 +156,8 @@ let
   rootfs = arguments: import ../nix/rootfs.nix ({
     inherit runCommand closureInfo dash git cacert opencode;
     inherit (package) coreutils curl ripgrep;
+    gnused = package.sed;
+    gnugrep = package.grep;
     gnutar = package.tar;
   } // arguments);
 in

@@ -1,12 +1,14 @@
 # The root file system of every machine, from packages that the caller chooses: nixpkgs' (./default.nix) or pinned
 # Debian ones (../images). Outputs: `tarball` (what `agentmachine image import` takes), `tree` (the same as a
-# directory, to look at), `manifest` (every executable in it), `closure` (its store paths).
+# directory, to look at), `manifest` (every executable in it), `closure` (its store paths), `packages`.
 {
   runCommand,
   closureInfo,
   gnutar,
   dash,
   coreutils,
+  gnugrep, # git's own scripts run grep and sed
+  gnused,
   git,
   curl,
   cacert,
@@ -16,7 +18,7 @@
 }:
 let
   name = "agentmachine-rootfs";
-  commands = [ dash coreutils git curl ripgrep opencode ] ++ extraPackages;
+  commands = [ dash coreutils gnugrep gnused git curl ripgrep opencode ] ++ extraPackages;
 
   # All that is not a package: links to the commands, the user, and what systemd-nspawn mounts on. With
   # ReadOnly=yes it can create nothing, so every mount point is here.
@@ -104,7 +106,12 @@ let
 
     bad=$(sed 's/ -> .*//' manifest | grep -E '/(ba|z|k|fi|c|tc)sh$|/(perl|python|ruby|node)[0-9.]*$|/(su|sudo|mount|login|systemd[^/]*|systemctl|dbus-daemon|init)$' |
       grep -vx /usr/lib/agentmachine/init || :)
-    scripts=$(find $(cat paths) -type f -perm /111 -exec awk 'FNR == 1 && /^#!/ && !/\/(sh|dash)( |$)/ { print FILENAME ": " $0 }' {} + )
+    scripts=$(find $(cat paths) -type f -perm /111 | while read -r file; do
+      case $(head -c 64 "$file" | tr -d '\0' | head -n 1) in
+        '#!'*/sh | '#!'*/sh' '* | '#!'*/dash | '#!'*/dash' '*) ;;
+        '#!'*) echo "$file" ;;
+      esac
+    done)
     setid=$(find ${skeleton} $(cat paths) -perm /6000)
     if [ "$bad$scripts$setid" ]; then
       printf 'The image must not hold:\n%s\n' "$bad" "$scripts" "$setid" >&2
@@ -135,4 +142,5 @@ let
 in
 {
   inherit closure manifest tarball tree;
+  packages = commands ++ [ cacert skeleton ];
 }
