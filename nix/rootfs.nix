@@ -107,14 +107,14 @@ let
     bad=$(sed 's/ -> .*//' manifest | grep -E '/(ba|z|k|fi|c|tc)sh$|/(perl|python|ruby|node)[0-9.]*$|/(su|sudo|mount|login|systemd[^/]*|systemctl|dbus-daemon|init)$' |
       grep -vx /usr/lib/agentmachine/init || :)
     scripts=$(find $(cat paths) -type f -perm /111 | while read -r file; do
-      case $(head -c 64 "$file" | tr -d '\0' | head -n 1) in
+      case $(head -c 256 "$file" | tr -d '\0' | head -n 1) in
         '#!'*/sh | '#!'*/sh' '* | '#!'*/dash | '#!'*/dash' '*) ;;
         '#!'*) echo "$file" ;;
       esac
     done)
     setid=$(find ${skeleton} $(cat paths) -perm /6000)
     if [ "$bad$scripts$setid" ]; then
-      printf 'The image must not hold:\n%s\n' "$bad" "$scripts" "$setid" >&2
+      echo "The image must not hold:" $bad $scripts $setid >&2
       exit 1
     fi
     mv manifest $out
