@@ -70,13 +70,14 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .set("ResolvConf", "off")
       .set("Timezone", "off")
       .set("LinkJournal", "no");
+  // Paths need no escaping: AbsolutePath has no ':', no space and no backslash.
   file.section("Files")
       .set("ReadOnly", "yes")
       .set("PrivateUsersOwnership", "map")
-      .set("BindReadOnly", escapeBindPath(init) + ":" + initInside)
-      .set("BindReadOnly", escapeBindPath(paths.opencode) + ":/etc/opencode/opencode.json:idmap")
-      .set("BindReadOnly", escapeBindPath(paths.credentials) + ":" + credentialsInside + ":idmap")
-      .set("Bind", escapeBindPath(card.workspace.str()) + ":/workspace:owneridmap")
+      .set("BindReadOnly", init + ":" + initInside)
+      .set("BindReadOnly", paths.opencode + ":/etc/opencode/opencode.json:idmap")
+      .set("BindReadOnly", paths.credentials + ":" + credentialsInside + ":idmap")
+      .set("Bind", card.workspace.str() + ":/workspace:owneridmap")
       .set("TemporaryFileSystem", "/tmp:mode=1777,size=25%,nosuid,nodev")
       .set("TemporaryFileSystem", "/home/agent:mode=1777,size=10%,nosuid,nodev");
   file.section("Network")
