@@ -79,6 +79,10 @@ class Supervisor {
 
  private:
   void step() {
+    if (!sessions_.reap() && stopping_) {
+      done_ = true;
+      return;
+    }
     std::vector<pollfd> polls{
         {signals_.get(), POLLIN, 0}, {network_.get(), POLLIN, 0}, {timer_.get(), POLLIN, 0}};
     const std::size_t own = polls.size();
@@ -95,7 +99,6 @@ class Supervisor {
       done_ = true;
     }
     bus_.handle(std::span(polls).subspan(own));
-    if (!sessions_.reap() && stopping_) done_ = true;
   }
 
   void takeSignals() {
