@@ -6,6 +6,7 @@
 #include <memory>
 #include <sstream>
 
+#include <dbus/dbus.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <net/if.h>
@@ -40,6 +41,15 @@ std::string readUntil(int fd, const std::string& wanted) {
 }
 std::string readAll(int fd) {
   return readUntil(fd, {});
+}
+
+/// Whether the other side closes the connection, however much it says before.
+bool isClosed(int fd) {
+  char buffer[4096];
+  pollfd wait{fd, POLLIN, 0};
+  while (poll(&wait, 1, patience) > 0)
+    if (recv(fd, buffer, sizeof buffer, 0) <= 0) return true;
+  return false;
 }
 
 struct Pipe {
@@ -570,31 +580,78 @@ TEST_F(GuestMachine, OnlyRootCanUseTheBus) {
   EXPECT_EQ(reachedAsAgent(machine), noFurtherThanAuth);
 }
 
-TEST_F(GuestMachine, OutlivesBadClients) {
-  Machine machine({}, waitForEver);
+TEST_F(GuestMachine, StartsNothingWhileItStops) {
+  Machine machine({"--stop-timeout=2"},
+                  "trap 'echo bye' TERM; echo begun; while :; do sleep 7777 & wait; done");
   machine.printedUntil("begun\n");
+  kill(machine.pid1(), SIGTERM);
+  machine.printedUntil("bye\n");
+  EXPECT_EQ(exec(machine, "true").refused, "the machine is stopping");
+  EXPECT_EQ(machine.wait(), 0);
+}
+
+/// A client that speaks in bytes.
+Fd rawClient(const Machine& machine) {
+  Fd client{socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
   sockaddr_un address{AF_UNIX, {}};
   machine.socketPath().copy(address.sun_path, sizeof address.sun_path - 1);
-  const auto client = [&] {
-    Fd fd{socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
-    EXPECT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    return fd;
-  };
-  const auto say = [&](const std::string& bytes) {
-    const Fd fd = client();
-    send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
-    readAll(fd.get());  // until it has had enough of us
-  };
-  const std::string begun("\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n", 49);
-  say(std::string(1, '\0') + "GET / HTTP/1.1\r\n\r\n" + std::string(100'000, 'x'));
-  say(begun + std::string(1000, '\xff'));
-  // A header that promises 64 MiB.
-  say(begun + std::string("l\1\0\1\0\0\0\4\1\0\0\0\0\0\0\0", 16));
-  // Far more connections than there are descriptors; the rest wait in the backlog.
-  std::vector<Fd> many;
-  for (int i = 0; i < 30; ++i) many.push_back(client());
-  many.clear();
+  EXPECT_EQ(connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  return client;
+}
+void sendBytes(const Fd& client, const std::string& bytes) {
+  send(client.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+}
+const std::string authentication("\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n", 49);
+
+TEST_F(GuestMachine, OutlivesBadClients) {
+  Machine machine({}, waitForEver);
+  for (const auto& bytes : {std::string(1, '\0') + "GET / HTTP/1.1\r\n\r\n" + std::string(100'000, 'x'),
+                            authentication + std::string(1000, '\xff'),
+                            // The header of a call with a body of 64 MiB.
+                            authentication + std::string("l\1\0\1\0\0\0\4\1\0\0\0\0\0\0\0", 16)}) {
+    const Fd client = rawClient(machine);
+    sendBytes(client, bytes);
+    EXPECT_TRUE(isClosed(client.get()));
+  }
   EXPECT_EQ(exec(machine, "echo alive").output, "alive\n");
+}
+
+TEST_F(GuestMachine, OutlivesMoreClientsThanItHasDescriptors) {
+  Machine machine({}, waitForEver);
+  std::vector<Fd> clients;
+  for (int i = 0; i < 30; ++i) {
+    clients.push_back(rawClient(machine));
+    sendBytes(clients.back(), authentication);
+  }
+  // A few are served, the others wait in the backlog and cost nothing.
+  int served = 0;
+  for (const auto& client : clients) {
+    pollfd wait{client.get(), POLLIN, 0};
+    served += poll(&wait, 1, served < 4 ? patience : 0);
+  }
+  EXPECT_EQ(served, 4);
+  clients.clear();
+  EXPECT_EQ(exec(machine, "echo alive").output, "alive\n");
+}
+
+TEST_F(GuestMachine, ClosesAConnectionThatDoesNotReadItsAnswers) {
+  Machine machine({}, waitForEver);
+  DBusMessage* ping = dbus_message_new_method_call("x.y", "/", DBUS_INTERFACE_PEER, "Ping");
+  dbus_message_set_serial(ping, 1);
+  char* bytes = nullptr;
+  int size = 0;
+  ASSERT_TRUE(dbus_message_marshal(ping, &bytes, &size));
+  std::string pings;
+  while (pings.size() < 1 << 20) pings.append(bytes, static_cast<std::size_t>(size));
+  dbus_free(bytes);
+  dbus_message_unref(ping);
+
+  const Fd client = rawClient(machine);
+  sendBytes(client, authentication);
+  ssize_t sent = 0;
+  for (int round = 0; round < 100 && sent >= 0; ++round)
+    sent = send(client.get(), pings.data(), pings.size(), MSG_NOSIGNAL);
+  EXPECT_LT(sent, 0);
 }
 
 }  // namespace
