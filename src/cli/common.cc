@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -11,6 +13,7 @@
 #include "system/host.h"
 #include "util/error.h"
 #include "util/file.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -49,7 +52,7 @@ void requireRoot(const std::string& what) {
 Card loadCard(const std::string& path) {
   const auto format = fs::path(path).extension() == ".toml" ? CardFormat::toml : CardFormat::json;
   auto card = parseCard(readFile(path, maxCardBytes), format);
-  if (!card) throw Error(describe(path, card.error()));
+  if (!card) throw Error(trim(describe(path, card.error())));
   return std::move(*card);
 }
 

@@ -10,6 +10,7 @@
 #include "system/host.h"
 #include "util/error.h"
 #include "util/file.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -118,7 +119,7 @@ void addRunCommand(CLI::App& app, int& status) {
       throw Error(machine.name().str() + " is running already; in it: agentmachine exec " + machine.card.id.str() + " -- opencode …");
     startMachine(settings, machine, systemd, idlePayload());
     GuestCommand opencode{.user = "", .argv = {"opencode"}, .environment = {}, .directory = ""};
-    opencode.argv.append_range(wordsAfter(*command));
+    append(opencode.argv, wordsAfter(*command));
     try {
       status = execIn(machine, opencode, *terminal, systemd);
     } catch (const Error&) {

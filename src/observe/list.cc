@@ -8,6 +8,7 @@
 #include "plan/unit.h"
 #include "system/clock.h"
 #include "system/host.h"
+#include "util/error.h"
 #include "util/file.h"
 #include "util/text.h"
 

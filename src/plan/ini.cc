@@ -44,13 +44,4 @@ std::string quoteWord(std::string_view word) {
   return quoted + "'";
 }
 
-std::string escapeBindPath(std::string_view path) {
-  std::string escaped;
-  for (const char c : path) {
-    if (c == ':' || c == '\\') escaped += '\\';
-    escaped += c;
-  }
-  return escaped;
-}
-
 }  // namespace agentmachine

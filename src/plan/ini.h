@@ -26,7 +26,4 @@ std::string escapeSpecifiers(std::string_view text);
 /// systemd's conf-parser), so a single quote is written as '"'"', as for a shell.
 std::string quoteWord(std::string_view word);
 
-/// A path in Bind=, BindReadOnly= or TemporaryFileSystem=, where ':' separates and '\' escapes.
-std::string escapeBindPath(std::string_view path);
-
 }  // namespace agentmachine

@@ -1,5 +1,6 @@
 #include "plan/nspawn.h"
 
+#include <algorithm>
 #include <format>
 
 #include "plan/ini.h"
@@ -42,7 +43,7 @@ std::vector<std::string> initCommand(const Card& card) {
   if (card.command.empty())
     command.push_back(std::format("--secret-env=OPENCODE_SERVER_PASSWORD={}/server-password", credentialsInside));
   command.push_back("--");
-  command.append_range(payloadCommand(card));
+  append(command, payloadCommand(card));
   return command;
 }
 
@@ -69,13 +70,14 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .set("ResolvConf", "off")
       .set("Timezone", "off")
       .set("LinkJournal", "no");
+  // Paths need no escaping: AbsolutePath has no ':', no space and no backslash.
   file.section("Files")
       .set("ReadOnly", "yes")
       .set("PrivateUsersOwnership", "map")
-      .set("BindReadOnly", escapeBindPath(init) + ":" + initInside)
-      .set("BindReadOnly", escapeBindPath(paths.opencode) + ":/etc/opencode/opencode.json:idmap")
-      .set("BindReadOnly", escapeBindPath(paths.credentials) + ":" + credentialsInside + ":idmap")
-      .set("Bind", escapeBindPath(card.workspace.str()) + ":/workspace:owneridmap")
+      .set("BindReadOnly", init + ":" + initInside)
+      .set("BindReadOnly", paths.opencode + ":/etc/opencode/opencode.json:idmap")
+      .set("BindReadOnly", paths.credentials + ":" + credentialsInside + ":idmap")
+      .set("Bind", card.workspace.str() + ":/workspace:owneridmap")
       .set("TemporaryFileSystem", "/tmp:mode=1777,size=25%,nosuid,nodev")
       .set("TemporaryFileSystem", "/home/agent:mode=1777,size=10%,nosuid,nodev");
   file.section("Network")

@@ -148,7 +148,7 @@ Plan planCreate(const Card& card, const Host& host) {
   plan.push_back(MakeDirectory{paths.state, 0700, {}});
   plan.push_back(WriteFile{paths.state + "/card.json", toJson(card), 0600, {}});
   plan.push_back(WriteFile{paths.state + "/machine.json", toJson(machine.allocation), 0600, {}});
-  plan.append_range(planRender(machine, host));
+  append(plan, planRender(machine, host));
   return plan;
 }
 

@@ -112,7 +112,7 @@ std::optional<Machine> readMachine(const Settings& settings, const AgentId& id) 
   if (!allocation) return std::nullopt;
   const auto cardPath = directory / "card.json";
   auto card = parseCard(readFile(cardPath, maxStateBytes), CardFormat::json);
-  if (!card) throw Error(describe(cardPath.string(), card.error()));
+  if (!card) throw Error(trim(describe(cardPath.string(), card.error())));
   return Machine{std::move(*card), inContext("read " + (directory / "machine.json").string(),
                                              [&] { return parseAllocation(*allocation); })};
 }
