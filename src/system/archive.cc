@@ -164,15 +164,18 @@ class Unpacker {
       throw Error("the archive has this path twice");
     makeParents(path);
 
-    Node node{.type = 'f',
+    const auto type = archive_entry_filetype(entry);
+    Node node{.type = type == AE_IFDIR   ? 'd'
+                      : type == AE_IFLNK ? 'l'
+                                         : 'f',
               .mode = archive_entry_perm(entry) & 07777u,
               .uid = static_cast<uid_t>(archive_entry_uid(entry)),
               .gid = static_cast<gid_t>(archive_entry_gid(entry))};
     if (hardlink)
       node = addHardlink(path, hardlink);
-    else if (archive_entry_filetype(entry) == AE_IFDIR)
+    else if (node.type == 'd')
       addDirectory(path, node, known != nodes_.end());
-    else if (archive_entry_filetype(entry) == AE_IFLNK)
+    else if (node.type == 'l')
       addSymlink(path, node, archive_entry_symlink(entry));
     else
       addFile(entry, path, node);
@@ -253,8 +256,7 @@ class Unpacker {
   }
 
   void addSymlink(const std::string& path, Node& node, const char* target) {
-    node.type = 'l';
-    node.mode = 0777;
+    node.mode = 0777;  // of every link; nobody looks at it
     node.content = target ? target : "";
     checkLinkTarget(path, node.content);
     const Fd parent = openDirectory(parentOf(path));
