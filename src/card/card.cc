@@ -152,10 +152,10 @@ std::string toJson(const Card& card) {
 }
 
 std::string describe(std::string_view source, const std::vector<Problem>& problems) {
-  std::string text =
-      std::format("{}: {} problem{}\n", source, problems.size(), problems.size() == 1 ? "" : "s");
-  for (const auto& problem : problems)
-    text += std::format("  {}{}\n", problem.pointer.empty() ? "" : problem.pointer + ": ", problem.message);
+  std::string text = std::format("{}: {} problem{}\n", escaped(source, 4096), problems.size(),
+                                 problems.size() == 1 ? "" : "s");
+  for (const auto& [pointer, message] : problems)
+    text += std::format("  {}{}{}\n", escaped(pointer, 200), pointer.empty() ? "" : ": ", message);
   return text;
 }
 

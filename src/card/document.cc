@@ -28,6 +28,12 @@ std::string place(std::string_view text, std::size_t offset) {
 struct TooLarge {
   Problem problem;
 };
+TooLarge tooDeep() {
+  return {{"", std::format("the card is nested deeper than {} levels: it needs two", maxDepth)}};
+}
+TooLarge tooManyMembers() {
+  return {{"", std::format("the card has more than {} fields in one object", maxMembers)}};
+}
 
 /// Follows the events of nlohmann's parser to know where it is: it keeps the last of two equal members
 /// silently and has no limits of its own.
@@ -39,8 +45,7 @@ class Watcher {
     switch (event) {
       case Json::parse_event_t::object_start:
       case Json::parse_event_t::array_start:
-        if (open_.size() == maxDepth)
-          throw TooLarge{{"", std::format("is nested deeper than {} levels: a card needs three", maxDepth)}};
+        if (open_.size() == maxDepth) throw tooDeep();
         open_.emplace_back();
         break;
       case Json::parse_event_t::key: {
@@ -48,8 +53,7 @@ class Watcher {
         object.key = parsed.get<std::string>();
         if (!object.keys.insert(object.key).second)
           duplicates_.emplace_back(pointer(open_.size()), "is given twice: keep one of them");
-        if (object.keys.size() > maxMembers)
-          throw TooLarge{{pointer(open_.size() - 1), std::format("has more than {} fields", maxMembers)}};
+        if (object.keys.size() > maxMembers) throw tooManyMembers();
         break;
       }
       case Json::parse_event_t::object_end:
@@ -113,6 +117,7 @@ std::string jsonFault(std::string_view text, std::size_t offset, std::string_vie
   if (before == ',' && (rest[0] == '}' || rest[0] == ']')) return "the comma before this bracket is too many";
   if (rest[0] == '#' || rest[0] == '/') return "JSON has no comments: remove it";
   if (rest[0] == '\'') return "JSON has double quotes only: write \" for '";
+  if (before == '\0') return "a card in JSON begins with {";
   if (what.contains("expected end of input")) return "there is more after the end of the card: remove it";
   const auto word =
       rest.substr(0, static_cast<std::size_t>(std::ranges::find_if_not(rest, isWord) - rest.begin()));
@@ -121,8 +126,10 @@ std::string jsonFault(std::string_view text, std::size_t offset, std::string_vie
   if (before == '{' || (before == ',' && what.contains("object key")))
     return "a name in double quotes must stand here";
   if (what.contains("expected ':'")) return "a colon must stand here, between the name and its value";
-  if (rest[0] == '"' || what.contains("unexpected number literal"))
-    return "a comma is missing before this, or the number begins with 0, or a quote inside a text has no \\ "
+  if (what.contains("unexpected number literal"))
+    return "a comma is missing before this, or the number begins with 0";
+  if (rest[0] == '"')
+    return "a comma is missing before this, or a quote inside a text has no \\ "
            "before it";
   return "this is not JSON: a text needs double quotes, and the only words are true, false and null";
 }
@@ -151,8 +158,7 @@ std::expected<Document, Problem> readJson(std::string_view text) {
 /// A TOML value as JSON. toml++ sorts its tables; the order of the text comes back by the places it
 /// remembers.
 Json fromToml(const toml::node& node, std::size_t depth) {
-  if (depth > maxDepth)
-    throw TooLarge{{"", std::format("is nested deeper than {} levels: a card needs three", maxDepth)}};
+  if (depth > maxDepth) throw tooDeep();
   if (const auto* table = node.as_table()) {
     std::vector<std::pair<const toml::key*, const toml::node*>> members;
     for (const auto& [key, value] : *table) members.emplace_back(&key, &value);
@@ -160,8 +166,7 @@ Json fromToml(const toml::node& node, std::size_t depth) {
       const auto at = member.first->source().begin;
       return std::pair(at.line, at.column);
     });
-    if (members.size() > maxMembers)
-      throw TooLarge{{"", std::format("has more than {} fields in one table", maxMembers)}};
+    if (members.size() > maxMembers) throw tooManyMembers();
     Json object = Json::object();
     for (const auto& [key, value] : members) object[std::string(key->str())] = fromToml(*value, depth + 1);
     return object;
@@ -205,6 +210,16 @@ std::optional<std::size_t> tooDeepKey(std::string_view text) {
   return {};
 }
 
+/// toml++'s own words, but for two frequent slips that they hide. They quote names and single characters
+/// only.
+std::string tomlFault(std::string_view description) {
+  if (description.contains("could not determine value type")) return "no value in TOML: a text needs quotes";
+  if (description.contains("unescaped control characters"))
+    return "a line break or another control character inside a text: close its quote before this";
+  constexpr std::string_view opening = "Error while parsing ";
+  return "in the " + escaped(description.substr(description.starts_with(opening) ? opening.size() : 0), 200);
+}
+
 std::expected<Document, Problem> readToml(std::string_view text) {
   if (const auto at = tooDeepKey(text))
     return unreadable(place(text, *at) +
@@ -216,7 +231,8 @@ std::expected<Document, Problem> readToml(std::string_view text) {
     return std::unexpected(std::move(large.problem));
   } catch (const toml::parse_error& error) {
     const auto at = error.source().begin;
-    return unreadable(std::format("line {}, column {}: {}", at.line, at.column, error.description()));
+    return unreadable(
+        std::format("line {}, column {}: {}", at.line, at.column, tomlFault(error.description())));
   }
 }
 
@@ -238,15 +254,15 @@ std::string pointerTo(const std::string& pointer, std::string_view key) {
 std::expected<Document, Problem> readDocument(std::string_view text, CardFormat format) {
   if (text.size() > maxCardBytes)
     return unreadable(
-        std::format("is larger than the {} MiB that a card may have", maxCardBytes / 1024 / 1024));
+        std::format("the card is larger than the {} MiB that it may be", maxCardBytes / 1024 / 1024));
   if (text.find_first_not_of(" \t\r\n") == std::string_view::npos)
-    return unreadable("is empty: a card needs at least \"agent_id\" and \"workspace\"");
+    return unreadable("the card is empty: it needs at least \"agent_id\" and \"workspace\"");
   if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // a byte order mark, as some editors write it
   for (auto rest = text; !rest.empty();) {
     const auto offset = text.size() - rest.size();
     const auto c = takeCodePoint(rest);
-    if (!c) return unreadable(place(text, offset) + ": is not UTF-8: save the card as UTF-8");
-    if (*c == 0) return unreadable(place(text, offset) + ": a NUL byte: save the card as UTF-8 text");
+    if (!c) return unreadable(place(text, offset) + ": no UTF-8: save the card as UTF-8");
+    if (*c == 0) return unreadable(place(text, offset) + ": a NUL byte: save the card as UTF-8");
   }
   return format == CardFormat::json ? readJson(text) : readToml(text);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <format>
 #include <vector>
 
 #include "util/text.h"
@@ -52,7 +53,7 @@ Wrong checkNoControl(std::string_view text) {
 
 /// One part of a host name between dots (RFC 1123, 2.1).
 Wrong checkLabel(std::string_view label) {
-  if (label.empty()) return "has an empty part, as in \"x..org\": remove the dot that is too many";
+  if (label.empty()) return "has a dot too many, at its beginning or beside another: remove it";
   if (label.size() > 63) return "has a part of more than 63 characters: no DNS name has one";
   for (char c : label) {
     if (isUpper(c)) return "has upper case letters: write it in lower case";
@@ -70,7 +71,7 @@ std::expected<std::uint16_t, std::string> parsePort(std::string_view text) {
   std::uint16_t port = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), port);
   if (error != std::errc() || end != text.data() + text.size() || port == 0 || text.starts_with('0'))
-    return std::unexpected("has a bad port: write a number from 1 to 65535, like \"example.org:8443\"");
+    return std::unexpected("has a bad port: write a number from 1 to 65535 after the colon");
   return port;
 }
 
@@ -88,11 +89,11 @@ Wrong AgentIdRule::check(std::string_view text) {
   if (text.empty()) return "is empty: give the agent a name, like \"alpha-001\"";
   if (text.size() > 57)
     return "is longer than 57 characters: shorten it (\"agent-\" and the id together are a host name)";
-  if (std::ranges::any_of(text, isUpper))
-    return "has upper case letters: write it in lower case, like \"alpha-001\"";
-  if (!std::ranges::all_of(text, [](char c) { return isLower(c) || isDigit(c) || c == '-'; }))
+  if (!std::ranges::all_of(text, [](char c) { return isLetter(c) || isDigit(c) || c == '-'; }))
     return "has a character that an id can't have: only a to z, 0 to 9 and hyphens between them, like "
            "\"alpha-001\"";
+  if (std::ranges::any_of(text, isUpper))
+    return "has upper case letters: write it in lower case, like \"alpha-001\"";
   if (text.starts_with('-') || text.ends_with('-'))
     return "begins or ends with a hyphen: hyphens can only stand between letters and digits, like "
            "\"alpha-001\"";
@@ -105,8 +106,8 @@ Wrong AbsolutePathRule::check(std::string_view text) {
   if (auto wrong = checkNoControl(text)) return wrong;
   constexpr std::string_view special = "%:\\\"'$ ";
   if (const auto at = text.find_first_of(special); at != std::string_view::npos)
-    return std::string("has ") + (text[at] == ' ' ? "a space" : std::string("the character ") + text[at]) +
-           ", which systemd's files give a meaning: rename the file or directory";
+    return std::format("has {} in it, which means something in systemd's files: rename the file or directory",
+                       text[at] == ' ' ? "a space" : inQuotes(text.substr(at, 1)));
   if (text == "/") return {};
   if (text.ends_with('/')) return "ends with /: leave that out";
   const auto parts = split(text.substr(1), '/');
@@ -244,7 +245,7 @@ std::expected<Url, std::string> Url::parse(std::string_view text) {
   Url url;
   const auto scheme = lowered(text.substr(0, text.find("://")));
   if (scheme.size() == text.size() || (scheme != "http" && scheme != "https"))
-    return wrong("is no http or https URL: write one, like \"https://llm.example.org/v1\"");
+    return wrong("is no URL: write one that begins with http:// or https://");
   url.tls = scheme == "https";
   url.port = url.tls ? 443 : 80;
   text.remove_prefix(scheme.size() + 3);
@@ -263,8 +264,9 @@ std::expected<Url, std::string> Url::parse(std::string_view text) {
     authority = authority.substr(0, colon);
   }
   url.host = lowered(authority);
-  if (!isIpv4(url.host))
-    if (auto no = HostNameRule::check(url.host)) return wrong("has a bad host, which " + *no);
+  if (!isIpv4(url.host) && HostNameRule::check(url.host))
+    return wrong(
+        "has a bad host: write a host name, or an IPv4 address in its usual form, like \"10.100.1.1\"");
 
   if (path.ends_with('/')) path.remove_suffix(1);
   if (path.empty()) return url;

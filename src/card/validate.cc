@@ -1,9 +1,8 @@
 #include "card/validate.h"
 
 #include <algorithm>
-#include <array>
+#include <cmath>
 #include <format>
-#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -32,6 +31,7 @@ Wrong checkWorkspacePath(std::string_view text) {
 Wrong checkKeyFile(std::string_view text) {
   if (!text.starts_with('/'))
     return "is no absolute path: give the file that holds the key, never the key itself";
+  if (text == "/") return "is a directory: give the file that holds the key";
   return AbsolutePathRule::check(text);
 }
 
@@ -86,7 +86,7 @@ std::string kindOf(const Json& value) {
     case Json::value_t::null:
       return "null";
     case Json::value_t::boolean:
-      return "true or false";
+      return "a boolean";
     case Json::value_t::string:
       return "a string";
     case Json::value_t::array:
@@ -100,12 +100,21 @@ std::string kindOf(const Json& value) {
   }
 }
 
+/// URLs hold passwords and keys before @ and after ? and #.
+bool mayBeSecret(std::string_view text) {
+  return text.find_first_of("@?#") != std::string_view::npos;
+}
+
 /// The value for a message; its kind if it is large or may be secret.
 std::string shown(const Json& value, bool secret) {
   if (secret || value.is_structured() || value.is_binary()) return kindOf(value);
-  if (!value.is_string())
-    return value.is_number_float() ? std::format("{}", value.get<double>()) : value.dump();
-  return inQuotes(value.get_ref<const std::string&>());
+  if (value.is_string()) {
+    const auto& text = value.get_ref<const std::string&>();
+    return mayBeSecret(text) ? kindOf(value) : inQuotes(text);
+  }
+  if (value.is_number_float() && !std::isfinite(value.get<double>()))
+    return std::format("{}", value.get<double>());
+  return value.dump();
 }
 
 std::size_t characters(std::string_view text) {
@@ -166,6 +175,8 @@ class Validator {
         "propertyNames", "maxProperties", "if",          "then",       "writeOnly"};
     for (const auto& keyword : schema.items())
       if (!known.contains(keyword.key())) throw Error("card schema: unknown keyword " + keyword.key());
+    if (schema.contains("format") && !formats.contains(schema["format"].get_ref<const std::string&>()))
+      throw Error("card schema: unknown format " + schema["format"].dump());
   }
 
   bool checkType(const Json& schema, const Json& value, const std::string& pointer, bool secret) {
@@ -176,18 +187,21 @@ class Validator {
                       : type == "integer" ? value.is_number_integer()
                                           : throw Error("card schema: unknown type " + type);
     if (good) return true;
-    if (value.is_null())
-      add(pointer, "is null: leave the field out to get its default");
-    else if (type == "integer" && value.is_number())
-      add(pointer, std::format("is {}, but must be {}, without point or exponent", shown(value, secret),
-                               integerRange(schema)));
+    if (value.is_null() && !pointer.empty())
+      add(pointer, "is null: leave it out");
     else
-      add(pointer, std::format("is {}, but must be {}", shown(value, secret),
-                               type == "integer"  ? integerRange(schema)
-                               : type == "object" ? "an object"
-                               : type == "array"  ? "a list"
-                                                  : "a string"));
+      add(pointer, std::format("{}is {}, but must be {}", pointer.empty() ? "the card " : "",
+                               shown(value, secret), wanted(type, schema, value)));
     return false;
+  }
+
+  static std::string wanted(const std::string& type, const Json& schema, const Json& value) {
+    if (type == "object") return "an object";
+    if (type == "array") return "a list, in [ ]";
+    if (type == "string") return value.is_primitive() ? "a string: write it in quotes" : "a string";
+    return integerRange(schema) + (value.is_string()   ? ", without quotes"
+                                   : value.is_number() ? ", without point or exponent"
+                                                       : "");
   }
 
   static std::string integerRange(const Json& schema) {
@@ -210,7 +224,7 @@ class Validator {
   }
 
   void checkString(const Json& schema, const std::string& text, const std::string& pointer, bool secret) {
-    const auto subject = secret ? "" : inQuotes(text) + " ";
+    const auto subject = secret || mayBeSecret(text) ? "" : inQuotes(text) + " ";
     const auto length = characters(text);
     if (length < schema.value("minLength", 0U))
       return add(pointer, "is empty: write something or leave it out");
@@ -266,19 +280,21 @@ class Validator {
     if (conditional)
       for (const auto& [field, only] : root_["if"]["properties"].items())
         why = std::format(" because {} is {}", inQuotes(field), inQuotes(only["const"].get<std::string>()));
-    const auto& description = root_["properties"][name]["description"].get_ref<const std::string&>();
-    return std::format("{} is missing{}: add it, {}", inQuotes(name), why, description);
+    const std::string description = root_["properties"][name]["description"];
+    return std::format("{} is missing{}: add {}", inQuotes(name), why,
+                       description.substr(0, description.find(';')));
   }
 
   [[nodiscard]] std::string unknownField(const Json& properties, const std::string& name) const {
-    const auto names = keysOf(properties);
+    auto names = keysOf(properties);
+    std::erase(names, "$schema");
     if (const auto meant = nearest(name, names))
-      return std::format("is no field of a card: did you mean {}?", inQuotes(*meant));
+      return std::format("unknown field: did you mean {}?", inQuotes(*meant));
     for (const auto& [field, inner] : root_["properties"].items())
-      if (inner.contains("properties") && inner["properties"].contains(name))
-        return std::format("is no field here: it belongs in {}", inQuotes(field));
-    if (root_["properties"].contains(name)) return "is no field here: it belongs at the top of the card";
-    return "is no field of a card; the fields here are " + list(names);
+      if (const auto meant = nearest(name, keysOf(inner.value("properties", Json::object()))))
+        return std::format("unknown field: did you mean {} in {}?", inQuotes(*meant), inQuotes(field));
+    if (root_["properties"].contains(name)) return "unknown field here: it belongs at the top of the card";
+    return "unknown field: the fields here are " + list(names);
   }
 
   const Json& root_;

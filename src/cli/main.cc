@@ -1,5 +1,5 @@
 // The command line: sets up diagnostics, adds the commands, turns an Error into a message and an exit status.
-#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <csignal>
@@ -13,7 +13,7 @@ int main(int argc, char** argv) {
   using namespace agentmachine;
   // A reader that goes away is seen as EPIPE where we write.
   std::signal(SIGPIPE, SIG_IGN);
-  auto log = spdlog::stderr_logger_mt("agentmachine");
+  auto log = spdlog::stderr_logger_st("agentmachine");
   log->set_pattern("agentmachine: %v");
   log->set_level(spdlog::level::warn);
   spdlog::set_default_logger(log);

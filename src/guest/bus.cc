@@ -45,7 +45,8 @@ Bus::Reply named(DBusMessage* call, DBusMessage* message) {
 }
 
 std::size_t connectionLimit() {
-  // A connection can hold its socket and the descriptors of a message; leave most to PID 1 itself.
+  // A connection can hold its socket and the descriptors of two messages; leave enough to PID 1 itself, for a
+  // listener that can't accept would keep it busy.
   rlimit files{};
   getrlimit(RLIMIT_NOFILE, &files);
   return std::clamp<std::size_t>(files.rlim_cur / 16, 2, maxConnections);
@@ -133,12 +134,11 @@ void Bus::closeConnection(Connection& connection) {
   dbus_connection_unref(connection.bus);
 }
 
-int Bus::prepare(std::vector<pollfd>& polls) {
-  const bool deaf = std::exchange(acceptFailed_, false);
+void Bus::prepare(std::vector<pollfd>& polls) {
   polled_.clear();
   for (DBusWatch* watch : watches_) {
     if (!dbus_watch_get_enabled(watch)) continue;
-    if (watch == listening_ && (deaf || connections_.size() >= maxConnections_)) continue;
+    if (watch == listening_ && connections_.size() >= maxConnections_) continue;
     const unsigned flags = dbus_watch_get_flags(watch);
     short events = 0;
     if (flags & DBUS_WATCH_READABLE) events |= POLLIN;
@@ -146,7 +146,6 @@ int Bus::prepare(std::vector<pollfd>& polls) {
     polled_.push_back(watch);
     polls.push_back({dbus_watch_get_unix_fd(watch), events, 0});
   }
-  return deaf ? 1000 : -1;
 }
 
 void Bus::handle(std::span<const pollfd> polls) {
@@ -157,10 +156,7 @@ void Bus::handle(std::span<const pollfd> polls) {
     if (polls[i].revents & POLLOUT) flags |= DBUS_WATCH_WRITABLE;
     if (polls[i].revents & POLLERR) flags |= DBUS_WATCH_ERROR;
     if (polls[i].revents & POLLHUP) flags |= DBUS_WATCH_HANGUP;
-    const std::size_t before = connections_.size();
-    const bool accepting = polled_[i] == listening_;
     dbus_watch_handle(polled_[i], flags);
-    if (accepting) acceptFailed_ = connections_.size() == before;
   }
   dispatch();
 }

@@ -34,8 +34,8 @@ class Bus {
   Bus(const Bus&) = delete;
   Bus& operator=(const Bus&) = delete;
 
-  /// What to poll(2) for, added at the end of `polls`. Returns the longest time to wait, in ms; -1: for ever.
-  int prepare(std::vector<pollfd>& polls);
+  /// What to poll(2) for, added at the end of `polls`.
+  void prepare(std::vector<pollfd>& polls);
   /// Takes what prepare() added, with the result of poll(2), and does what is to be done.
   void handle(std::span<const pollfd> polls);
 
@@ -71,8 +71,7 @@ class Bus {
   Machine machine_;
   Sessions& sessions_;
   bool open_ = true;
-  bool acceptFailed_ = false;  ///< no descriptor left: wait a while instead of trying in a loop
-  unsigned names_ = 0;         ///< unique bus names given out
+  unsigned names_ = 0;  ///< unique bus names given out
   unsigned jobs_ = 0;
   std::size_t maxConnections_;
   DBusServer* server_;

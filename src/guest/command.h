@@ -32,7 +32,7 @@ TransientUnit readTransientUnit(DBusMessage* call);
 
 /// org.agentmachine.Init1.Exec(s user, as argv, as environment, s directory, s terminal, ah streams). Throws
 /// Error.
-inline constexpr const char* execSignature = "sasassah";
+inline constexpr const char* execSignature = "sasasssah";
 Command readExec(DBusMessage* call);
 
 }  // namespace agentmachine

@@ -54,7 +54,6 @@ void connectStreams(const Command& command) {
 void takeTerminal(const User& user) {
   check(ioctl(STDIN_FILENO, TIOCSCTTY, 0), "take the terminal");
   check(fchown(STDIN_FILENO, user.uid, static_cast<gid_t>(-1)), "own the terminal");
-  check(fchmod(STDIN_FILENO, 0600), "own the terminal");
   termios settings;
   check(tcgetattr(STDIN_FILENO, &settings), "read the terminal's settings");
   settings.c_iflag |= IUTF8;  // the one setting of a fresh pseudo terminal that is wrong today

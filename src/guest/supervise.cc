@@ -79,11 +79,15 @@ class Supervisor {
 
  private:
   void step() {
+    if (!sessions_.reap() && stopping_) {
+      done_ = true;
+      return;
+    }
     std::vector<pollfd> polls{
         {signals_.get(), POLLIN, 0}, {network_.get(), POLLIN, 0}, {timer_.get(), POLLIN, 0}};
     const std::size_t own = polls.size();
-    const int timeout = bus_.prepare(polls);
-    if (poll(polls.data(), polls.size(), timeout) < 0) return;
+    bus_.prepare(polls);
+    if (poll(polls.data(), polls.size(), -1) < 0) return;
     if (polls[0].revents) takeSignals();
     if (polls[1].revents) {
       drainNetwork(network_);
@@ -95,7 +99,6 @@ class Supervisor {
       done_ = true;
     }
     bus_.handle(std::span(polls).subspan(own));
-    if (!sessions_.reap() && stopping_) done_ = true;
   }
 
   void takeSignals() {

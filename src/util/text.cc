@@ -56,15 +56,15 @@ bool isControl(char32_t codePoint) {
          codePoint == 0x2029;
 }
 
-std::string inQuotes(std::string_view text) {
+std::string escaped(std::string_view text, std::size_t maxCharacters) {
   // Not controls, but they hide or reorder their neighbours: zero width, marks of direction, byte order mark.
   const auto isInvisible = [](char32_t c) {
     return (c >= 0x200b && c < 0x2010) || (c >= 0x2028 && c < 0x202f) || (c >= 0x2060 && c < 0x2070) ||
            c == 0xfeff;
   };
-  std::string out = "\"";
+  std::string out;
   for (std::size_t characters = 0; !text.empty(); ++characters) {
-    if (characters == 60) {
+    if (characters == maxCharacters) {
       out += "…";
       break;
     }
@@ -83,7 +83,11 @@ std::string inQuotes(std::string_view text) {
     else
       out += before.substr(0, before.size() - text.size());
   }
-  return out + "\"";
+  return out;
+}
+
+std::string inQuotes(std::string_view text) {
+  return '"' + escaped(text, 60) + '"';
 }
 
 }  // namespace agentmachine

@@ -30,7 +30,10 @@ std::optional<char32_t> takeCodePoint(std::string_view& text);
 /// True for what has no place in a line of text: C0 and C1 controls, DEL, the line and paragraph separators.
 bool isControl(char32_t codePoint);
 
-/// In double quotes, for people: at most 60 characters, whatever is invisible or no UTF-8 escaped as in JSON.
+/// For people: at most `maxCharacters`, and whatever is invisible, no UTF-8, a quote or a backslash escaped.
+std::string escaped(std::string_view text, std::size_t maxCharacters);
+
+/// escaped, in double quotes and of 60 characters.
 std::string inQuotes(std::string_view text);
 
 }  // namespace agentmachine
