@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# For the scripts that run as root in the test host: assertions, waiting for events, and the two agents of the demo.
-# A suite sources this, calls check or ok and notOk, and ends with finish. Its lines are "ok NAME" and
+# For the scripts that run as root in the test host: assertions, waiting for events, and the two agents of the
+# demo. A suite sources this, calls check or ok and notOk, and ends with finish. Its lines are "ok NAME" and
 # "not ok NAME - WHY"; others begin with "#".
 set -euo pipefail
 exec </dev/null
@@ -69,14 +69,16 @@ runAtExit() {
 trap runAtExit EXIT
 
 # A place in the journal, for awaitJournal and journalSince.
-journalCursor() { journalctl --quiet --lines=1 --output=export --output-fields=MESSAGE | sed -n 's/^__CURSOR=//p'; }
+journalCursor() {
+  journalctl --quiet --lines=1 --output=export --output-fields=MESSAGE | sed -n 's/^__CURSOR=//p'
+}
 
-# awaitJournal CURSOR PATTERN ARG…: waits, up to two minutes, for a line of `journalctl ARG…` after CURSOR that matches,
-# and prints it.
+# awaitJournal CURSOR PATTERN ARG…: waits, up to two minutes, for a line of `journalctl ARG…` after CURSOR
+# that matches, and prints it.
 awaitJournal() {
   local cursor=$1 pattern=$2 line reader status=1
   shift 2
-  exec {reader}< <(exec timeout 120 journalctl --follow --lines=all --after-cursor="$cursor" --output=cat "$@")
+  exec {reader}< <(exec timeout 120 journalctl --follow --lines=all --output=cat --after-cursor="$cursor" "$@")
   local follower=$!
   while read -r -u "$reader" line; do
     [[ $line =~ $pattern ]] || continue
