@@ -72,7 +72,12 @@ let
     [user]
         name = agent
         email = agent@localhost
+    [core]
+        excludesFile = /etc/gitignore
     END
+    # What opencode keeps of its sessions is in the workspace; were it not ignored, opencode's own snapshots would hold
+    # themselves, and `git add` would take it along.
+    echo /.agentmachine/ > etc/gitignore
     sed -i 's/^    //' etc/passwd etc/group etc/nsswitch.conf etc/hosts etc/os-release etc/gitconfig
     : > etc/hostname
     : > etc/machine-id

@@ -10,36 +10,38 @@ namespace {
 /// The provider's name in opencode's configuration.
 std::string providerKey(ApiProvider provider) { return std::string(toString(provider)); }
 
-/// Providers that opencode has no catalogue of: their one model is described to it.
-bool needsModelEntry(ApiProvider provider) {
-  return provider == ApiProvider::ollama || provider == ApiProvider::custom;
-}
-
 }  // namespace
 
 std::string opencodeModel(const Card& card) {
-  const std::string provider = providerKey(card.apiProvider);
-  if (card.model) return card.model->str().starts_with(provider + "/") ? card.model->str() : provider + "/" + card.model->str();
-  switch (card.apiProvider) {
-    case ApiProvider::anthropic: return "anthropic/claude-sonnet-4-5";
-    case ApiProvider::openai: return "openai/gpt-5.1-codex";
-    default: return "";
-  }
+  if (!card.model) return "";
+  const std::string prefix = providerKey(card.apiProvider) + "/";
+  return card.model->str().starts_with(prefix) ? card.model->str() : prefix + card.model->str();
 }
 
 std::string renderOpencodeConfig(const Card& card, const Settings& settings) {
   const std::string provider = providerKey(card.apiProvider);
-  nlohmann::ordered_json options = {
-      {"baseURL", std::format("http://{}:{}", settings.gateway.str(), settings.brokerPort)},
-      // opencode wants a key; the broker strips this one and adds the real one.
-      {"apiKey", "added-by-the-broker"}};
-  nlohmann::ordered_json entry = {{"options", options}};
   const std::string model = opencodeModel(card);
-  if (needsModelEntry(card.apiProvider)) {
+  nlohmann::ordered_json entry = {
+      // The broker puts the provider's own path, as "/v1", in front.
+      {"options",
+       {{"baseURL", std::format("http://{}:{}", settings.gateway.str(), settings.brokerPort)},
+        // opencode wants a key; the broker strips this one and adds the real one.
+        {"apiKey", "added-by-the-broker"}}},
+  };
+  if (card.apiProvider == ApiProvider::ollama || card.apiProvider == ApiProvider::custom) {
+    // opencode knows nothing of these, so it is told which of its clients to use.
     entry["npm"] = "@ai-sdk/openai-compatible";
     entry["name"] = provider;
-    if (!model.empty()) entry["models"] = {{model.substr(provider.size() + 1), {{"tool_call", true}}}};
   }
+  // Without an entry opencode refuses a model that it doesn't know; with one, what it knows still holds.
+  if (!model.empty())
+    entry["models"][model.substr(provider.size() + 1)] = nlohmann::ordered_json::object();
+
+  // The machine is the boundary, so tools are not asked about one by one; what would only run into the proxy's
+  // refusal is not offered.
+  nlohmann::ordered_json permission = {{"*", "allow"}, {"websearch", "deny"}};
+  if (card.allowedHosts.empty()) permission["webfetch"] = "deny";
+
   nlohmann::ordered_json config = {
       {"$schema", "https://opencode.ai/config.json"},
       {"autoupdate", false},
@@ -47,11 +49,10 @@ std::string renderOpencodeConfig(const Card& card, const Settings& settings) {
       {"lsp", false},
       {"formatter", false},
       {"enabled_providers", {provider}},
-      // The machine is the boundary, so tools are not asked about one by one; what would only run into the proxy's
-      // refusal is not offered.
-      {"permission", {{"*", "allow"}, {"webfetch", "deny"}, {"websearch", "deny"}, {"external_directory", "deny"}}},
+      {"permission", permission},
       {"provider", {{provider, entry}}},
   };
+  // The small one writes titles. Without `model` on the card, opencode chooses both.
   if (!model.empty()) config["model"] = config["small_model"] = model;
   return config.dump(2) + "\n";
 }

@@ -18,7 +18,7 @@ std::vector<std::pair<std::string, std::string>> machineEnvironment(const Card& 
 /// The payload: the card's command, else opencode's server on the machine's loopback.
 std::vector<std::string> payloadCommand(const Card& card);
 
-/// "provider/model" as opencode writes it, or "" if the card names none and the provider has no default of ours.
+/// "provider/model" as opencode writes it, or "" if the card names none: then opencode chooses, of those it knows.
 std::string opencodeModel(const Card& card);
 
 }  // namespace agentmachine
