@@ -1,5 +1,8 @@
 #include "apply/proxy.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include "build_config.h"
 #include "plan/squid.h"
 #include "system/host.h"
@@ -14,6 +17,8 @@ void configureProxy(const Settings& settings) {
     const FileOwner owner{0, proxyGroup(settings)};
     const std::string directory = settings.runtimeDirectory + "/proxy", certificate = directory + "/peek.pem";
     std::filesystem::create_directories(directory);
+    if (chown(directory.c_str(), owner.user, owner.group) < 0 || chmod(directory.c_str(), 0750) < 0)
+      throw errnoError("make " + directory + " readable for the proxy");
     // Nobody ever sees it: connections are spliced or cut. A new one at each start, so it never expires in use.
     const auto pem = runChecked({"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
                                  "-days", "3650", "-subj", "/CN=agentmachine", "-keyout", "-", "-out", "-"});
