@@ -79,8 +79,7 @@ void prepareMachine(const Settings& settings, const Machine& machine, Systemd& s
   RunRecord record{.since = now(), .ttlDeadline = {}, .leader = 0};
   if (machine.card.ttl.count() > 0)
     record.ttlDeadline =
-        systemd.ensureTimer(paths.ttlTimer, "agentmachine-expire@" + machine.card.id.str() + ".service",
-                            "TTL of agent " + machine.card.id.str(), machine.card.ttl);
+        systemd.ensureTimer(paths.ttlTimer, "TTL of agent " + machine.card.id.str(), machine.card.ttl);
   writeRunRecord(paths.runtime, record);
 }
 

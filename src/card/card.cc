@@ -1,6 +1,8 @@
 #include "card/card.h"
 
+#include <algorithm>
 #include <array>
+#include <concepts>
 #include <format>
 
 #include "card/document.h"

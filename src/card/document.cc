@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <format>
+#include <optional>
 #include <set>
+#include <span>
 
 #include <toml++/toml.hpp>
 
@@ -128,9 +130,7 @@ std::string jsonFault(std::string_view text, std::size_t offset, std::string_vie
   if (what.contains("expected ':'")) return "a colon must stand here, between the name and its value";
   if (what.contains("unexpected number literal"))
     return "a comma is missing before this, or the number begins with 0";
-  if (rest[0] == '"')
-    return "a comma is missing before this, or a quote inside a text has no \\ "
-           "before it";
+  if (rest[0] == '"') return "a comma is missing before this, or a quote inside a text has no \\ before it";
   return "this is not JSON: a text needs double quotes, and the only words are true, false and null";
 }
 

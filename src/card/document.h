@@ -1,6 +1,8 @@
 // The text of a card as a JSON value, from JSON or TOML, with the members of objects in the order of the
 // text. Knows no field. Pure: no I/O.
 #pragma once
+#include <cstddef>
+#include <expected>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,7 +15,7 @@ namespace agentmachine {
 
 using Json = nlohmann::ordered_json;
 
-/// Objects and arrays within each other; a card needs three.
+/// Objects and arrays within each other; a card needs two.
 constexpr std::size_t maxDepth = 16;
 /// Members of one object: ordered_json looks them up one by one.
 constexpr std::size_t maxMembers = 1024;

@@ -4,6 +4,7 @@
 
 #include "apply/hooks.h"
 #include "apply/lifecycle.h"
+#include "apply/proxy.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "system/host.h"
@@ -55,6 +56,7 @@ void addHookCommand(CLI::App& app) {
     Systemd systemd;
     renderAll(readSettings(), systemd);
   });
+  hook->add_subcommand("proxy-config", "of agentmachine-proxy.service")->callback([] { configureProxy(readSettings()); });
   hook->add_subcommand("network-up", "of agentmachine-network.service")->callback([] { bringNetworkUp(readSettings()); });
   hook->add_subcommand("network-down", "of agentmachine-network.service")->callback([] {
     takeNetworkDown(readSettings());

@@ -49,11 +49,10 @@ void importTarball(const Settings& settings, const std::string& path, std::uint6
   const bool standardInput = path == "-";
   const Fd file{standardInput ? dup(STDIN_FILENO) : open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (!file) throw errnoError("import " + path);
-  Progress progress("importing " + path);
   const auto image = inContext("import " + path, [&] {
-    return openStore(settings).import(
-        file.get(), {.bytes = maxMib << 20},
-        [&](std::uint64_t done, std::uint64_t total) { progress.update(done, total); });
+    Progress progress("importing the image");
+    return openStore(settings).import(file.get(), {.bytes = maxMib << 20},
+                                      [&](std::uint64_t done, std::uint64_t total) { progress.update(done, total); });
   });
   std::cout << image.digest << "\n";
 }

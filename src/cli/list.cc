@@ -41,7 +41,8 @@ nlohmann::ordered_json toJson(const MachineStatus& status) {
 
 std::string stateForPeople(const MachineStatus& status) {
   std::string text(toString(status.state));
-  if (status.state == MachineState::failed && status.end) text += " (" + status.end->result + " " + status.end->status + ")";
+  if (status.state == MachineState::failed && status.end)
+    text += " (" + status.end->result + (status.end->status.empty() ? "" : " " + status.end->status) + ")";
   return text;
 }
 

@@ -56,7 +56,7 @@ MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 addr
           .credentials = runtime + "/credentials",
           .policy = settings.runtimeDirectory + "/policy/" + address.str(),
           .key = settings.runtimeDirectory + "/keys/" + address.str(),
-          .ttlTimer = "agentmachine-ttl@" + name.str() + ".timer"};
+          .ttlTimer = "agentmachine-expire@" + id.str() + ".timer"};
 }
 
 }  // namespace agentmachine

@@ -49,7 +49,7 @@ struct MachinePaths {
   std::string credentials;  ///< directory bound into the machine for its PID 1 alone
   std::string policy;       ///< what the proxy lets this address do
   std::string key;          ///< the API key as delivered to the broker; only while the machine runs
-  std::string ttlTimer;     ///< unit name of the transient timer
+  std::string ttlTimer;     ///< transient, of the same name as the service it starts
 };
 MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 address);
 

@@ -29,7 +29,7 @@ table bridge agentmachine {
 
   chain prerouting {
     type filter hook prerouting priority -300; policy accept;
-    iifname != $PORTS meta ibrname != $BRIDGE accept
+    iifname != $PORTS accept
     ether type arp iifname . ether saddr . arp saddr ip @agents iifname . arp saddr ether . arp saddr ip @agents arp daddr ip $GATEWAY accept
     ether type ip iifname . ether saddr . ip saddr @agents ip daddr $GATEWAY tcp dport $SERVICES ip frag-off & 0x3fff == 0 accept
     counter drop

@@ -77,11 +77,8 @@ bool leadsThroughLink(const std::string& path) {
 }
 
 std::string fileSystemOf(const std::string& path) {
-  try {
-    return trim(runChecked({"stat", "--file-system", "--format=%T", "--", path}));
-  } catch (const Error&) {
-    return "unknown";
-  }
+  const auto result = runProcess({"stat", "--file-system", "--format=%T", "--", path});
+  return result.status == 0 ? trim(result.output) : "unknown";
 }
 
 Owner ownerOfNewWorkspaces(const Settings& settings) {
@@ -94,15 +91,15 @@ Owner ownerOfNewWorkspaces(const Settings& settings) {
               "\" to own new workspaces: run systemd-sysusers, or name another in `workspace_user` of " + settingsPath);
 }
 
-gid_t proxyGroup(const Settings& settings) {
-  if (const auto* user = getpwnam(settings.proxyUser.c_str())) return user->pw_gid;
-  throw Error("there is no user \"" + settings.proxyUser + "\" for the proxy: run systemd-sysusers");
-}
-
 }  // namespace
 
 Settings readSettings() {
   return parseSettings(readFileIfExists(settingsPath, maxCardBytes).value_or(""), settingsPath);
+}
+
+gid_t proxyGroup(const Settings& settings) {
+  if (const auto* user = getpwnam(settings.proxyUser.c_str())) return user->pw_gid;
+  throw Error("there is no user \"" + settings.proxyUser + "\" for the proxy: run systemd-sysusers");
 }
 
 std::optional<Machine> readMachine(const Settings& settings, const AgentId& id) {

@@ -20,6 +20,9 @@ std::map<std::string, Machine> readMachines(const Settings& settings);
 /// One machine of the state, or nothing.
 std::optional<Machine> readMachine(const Settings& settings, const AgentId& id);
 
+/// Group of the proxy's user, who reads policies and keys. Throws Error if there is no such user.
+gid_t proxyGroup(const Settings& settings);
+
 WorkspaceFacts workspaceFacts(const std::string& path);
 
 /// The snapshot for planning these cards. A new workspace is for the person behind sudo (SUDO_UID) or, with nobody

@@ -123,6 +123,8 @@ bool isDigest(std::string_view name) {
 class Temporary {
  public:
   explicit Temporary(const fs::path& parent) {
+    // Made 0700, and an image stays so: its /tmp is writable for all, which is for machines, not for the
+    // host's users.
     auto pattern = (parent / (std::string(temporaryPrefix) + "XXXXXX")).string();
     if (!mkdtemp(pattern.data())) throw errnoError("create a directory in " + parent.string());
     path_ = pattern;
@@ -218,8 +220,6 @@ Image ImageStore::import(int archive, const UnpackLimits& limits, const UnpackPr
     cleanUp();
     temporary.emplace(directory_);
   }
-  // mkdtemp(3) makes it 0700; what is inside is for everyone, as an installed system is.
-  if (fchmod(temporary->fd(), 0755) < 0) throw errnoError("chmod " + temporary->path().string());
   const auto tree = temporary->path() / "root";
   fs::create_directory(tree);
   const auto unpacked = unpack(archive, tree, limits, progress);

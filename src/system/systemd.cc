@@ -138,8 +138,8 @@ std::string Systemd::activeState(const std::string& unit) {
   return units.empty() ? "inactive" : units.front().active;
 }
 
-std::chrono::microseconds Systemd::ensureTimer(const std::string& timer, const std::string& service,
-                                               const std::string& description, std::chrono::seconds after) {
+std::chrono::microseconds Systemd::ensureTimer(const std::string& timer, const std::string& description,
+                                               std::chrono::seconds after) {
   // OnStartupSec= counts from when systemd came up, so it is an absolute time.
   const std::chrono::microseconds startup(managerProperty<std::uint64_t>(*bus_, "UserspaceTimestampMonotonic"));
   const auto deadline = monotonicNow() + after;
@@ -151,7 +151,6 @@ std::chrono::microseconds Systemd::ensureTimer(const std::string& timer, const s
       {"AccuracyUSec", sdbus::Variant(std::uint64_t{100'000})},
       {"RemainAfterElapse", sdbus::Variant(false)},
       {"StopWhenUnneeded", sdbus::Variant(true)},
-      {"Unit", sdbus::Variant(service)},
   };
   try {
     sdbus::ObjectPath job;

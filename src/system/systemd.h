@@ -37,11 +37,11 @@ class Systemd {
   /// ActiveState of one unit; "inactive" if it is not loaded.
   std::string activeState(const std::string& unit);
 
-  /// Makes a transient timer that starts `service` once, `after` from now, and goes when nothing wants it any more.
+  /// Makes a transient timer that starts the service of its name once, `after` from now, and goes when nothing wants it any more.
   /// Its deadline is absolute on the monotonic clock, so a daemon-reload doesn't move it (systemd issue 31914: one
   /// with OnActiveSec= would start again). Does nothing if the timer is active already. The deadline is returned, on
   /// CLOCK_MONOTONIC.
-  std::chrono::microseconds ensureTimer(const std::string& timer, const std::string& service, const std::string& description,
+  std::chrono::microseconds ensureTimer(const std::string& timer, const std::string& description,
                                         std::chrono::seconds after);
 
   /// For the other classes of system/ that talk to the same bus.

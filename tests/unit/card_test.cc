@@ -73,6 +73,39 @@ std::string repeated(std::string_view part, std::size_t times) {
   return text;
 }
 
+TEST(Card, TooManyOrTooLongIsRefused) {
+  const auto field = [](const std::string& name, const Json& value) {
+    Json card = Json::parse(minimal);
+    card[name] = value;
+    const auto parsed = parseCard(card.dump(), CardFormat::json);
+    return parsed ? "" : describe("x", parsed.error());
+  };
+  const auto list = [](std::size_t size) { return Json(std::vector<std::string>(size, "x.example")); };
+  const auto variables = [](std::size_t size) {
+    Json object = Json::object();
+    for (std::size_t i = 0; i < size; ++i) object["V" + std::to_string(i)] = "x";
+    return object;
+  };
+  const auto text = [](std::size_t size) { return std::string(size, 'x'); };
+  EXPECT_EQ(field("allowed_hosts", list(1024)), "");
+  EXPECT_EQ(field("allowed_hosts", list(1025)),
+            "x: 1 problem\n  /allowed_hosts: has 1025 entries, but may have 1024\n");
+  EXPECT_EQ(field("command", list(256)), "");
+  EXPECT_NE(field("command", list(257)), "");
+  EXPECT_EQ(field("command", {text(4095), text(32768)}), "");
+  EXPECT_NE(field("command", {text(4096)}), "");
+  EXPECT_NE(field("command", {"x", text(32769)}), "");
+  EXPECT_EQ(field("environment", variables(256)), "");
+  EXPECT_EQ(field("environment", variables(257)),
+            "x: 1 problem\n  /environment: has 257 entries, but may have 256\n");
+  EXPECT_EQ(field("environment", {{text(256), text(32768)}}), "");
+  EXPECT_NE(field("environment", {{text(257), ""}}), "");
+  EXPECT_EQ(field("environment", {{"A", text(32769)}}),
+            "x: 1 problem\n  /environment/A: has 32769 characters, but may have 32768\n");
+  EXPECT_EQ(field("model", text(256)), "");
+  EXPECT_NE(field("model", text(257)), "");
+}
+
 TEST(Card, NestingDoesNotOverflowTheStack) {
   const std::string deeper = "the card is nested deeper than 16 levels: it needs two";
   EXPECT_EQ(onlyProblem(repeated("[", maxCardBytes), CardFormat::json), deeper);

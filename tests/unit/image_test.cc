@@ -292,6 +292,7 @@ TEST_F(Images, AnImageIsImportedOnceWhateverItsArchive) {
   EXPECT_EQ(listed.opencodeVersion, "1.2.3");
   const auto place = directory_ / "images" / image.digest;
   EXPECT_EQ(readFile(place / "root/usr/bin/dash", 10), "dash");
+  EXPECT_EQ(fs::status(place).permissions(), fs::perms::owner_all) << "its /tmp is not for the host's users";
   EXPECT_EQ("sha256-" + sha256(readFile(place / "manifest", 1 << 20)), image.digest);
 }
 
