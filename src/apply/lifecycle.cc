@@ -45,8 +45,7 @@ void startMachine(const Settings& settings, const Machine& machine, Systemd& sys
   const std::string unit = machine.name().unit();
   inContext("start " + machine.card.id.str(), [&] {
     const auto lock = lockMachine(settings, machine);
-    const auto active = systemd.activeState(unit);
-    if (active == "active" || active == "activating") return;
+    if (systemd.activeState(unit) == "active") return;
     Machine rendered = machine;
     if (!payload.empty()) rendered.card.command = payload;
     applyPlan(planRender(rendered, snapshot(settings, {})), systemd);

@@ -16,13 +16,6 @@ namespace agentmachine {
 
 namespace {
 
-/// The words after the command's own options; "--" before them may be there or not.
-std::vector<std::string> wordsAfter(const CLI::App& command) {
-  auto words = command.remaining();
-  if (!words.empty() && words.front() == "--") words.erase(words.begin());
-  return words;
-}
-
 void requireRunning(const Machine& machine, Systemd& systemd) {
   if (systemd.activeState(machine.name().unit()) != "active")
     throw Error(machine.name().str() + " is not running: agentmachine start " + machine.card.id.str());
@@ -49,17 +42,16 @@ void addExecCommand(CLI::App& app, int& status) {
   command->add_option("ID", *id, "agent id")->required();
   command->add_option("-u,--user", *user, "run as this user of the machine");
   command->add_flag("-t,--tty", *terminal, "give it a terminal");
-  command->prefix_command();
-  command->footer("The command and its arguments follow, after -- if you like. Its exit status becomes that of exec.");
+  auto words = std::make_shared<std::vector<std::string>>();
+  command->add_option("COMMAND", *words, "what to run, after --, and its arguments")->required();
+  command->footer("The exit status of the command becomes that of exec, as in: exec ID -- git status.");
   command->callback([=, &status] {
     requireRoot("exec");
-    const auto words = wordsAfter(*command);
-    if (words.empty()) throw CLI::ValidationError("exec", "what to run is missing: exec ID -- COMMAND…");
     const Settings settings = readSettings();
     const Machine machine = findMachine(settings, *id);
     Systemd systemd;
     requireRunning(machine, systemd);
-    status = execIn(machine, {.user = *user, .argv = words, .environment = {}, .directory = ""}, *terminal, systemd);
+    status = execIn(machine, {.user = *user, .argv = *words, .environment = {}, .directory = ""}, *terminal, systemd);
   });
 }
 
@@ -106,8 +98,9 @@ void addRunCommand(CLI::App& app, int& status) {
   auto terminal = std::make_shared<bool>(false);
   command->add_option("CARD", *path, "card file, JSON or TOML, or the id of one in the cards directory")->required();
   command->add_flag("-t,--tty", *terminal, "give it a terminal");
-  command->prefix_command();
-  command->footer("What follows are opencode's own arguments, as in: run CARD -- run 'fix the tests'.");
+  auto words = std::make_shared<std::vector<std::string>>();
+  command->add_option("ARGUMENT", *words, "opencode's own arguments, after --");
+  command->footer("What follows -- are opencode's own arguments, as in: run CARD -- run 'fix the tests'.");
   command->callback([=, &status] {
     requireRoot("run");
     const Settings settings = readSettings();
@@ -119,7 +112,7 @@ void addRunCommand(CLI::App& app, int& status) {
       throw Error(machine.name().str() + " is running already; in it: agentmachine exec " + machine.card.id.str() + " -- opencode …");
     startMachine(settings, machine, systemd, idlePayload());
     GuestCommand opencode{.user = "", .argv = {"opencode"}, .environment = {}, .directory = ""};
-    append(opencode.argv, wordsAfter(*command));
+    append(opencode.argv, *words);
     try {
       status = execIn(machine, opencode, *terminal, systemd);
     } catch (const Error&) {

@@ -71,8 +71,9 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
       .set("Description", "Agent " + machine.card.id.str())
       // nspawn's template alone would start the image writable and with the host's network.
       .set("AssertPathExists", paths.settings)
-      .set("Requires", "agentmachine-network.service")
-      .set("Wants", "agentmachine-proxy.service")
+      // Wanted, not required: restarting one of them must not restart the machines. That they are there is checked
+      // by the prepare hook, which names the one that is missing.
+      .set("Wants", "agentmachine-network.service agentmachine-proxy.service")
       .set("After", "agentmachine-network.service agentmachine-proxy.service");
   if (machine.card.ttl.count() > 0) file.set("Wants", paths.ttlTimer);
   file.section("Service").set("Slice", machineSlice);
