@@ -61,6 +61,8 @@ Systemd::Systemd()
   if (majorVersion(version) < AGENTMACHINE_SYSTEMD_MIN)
     throw Error("this host runs systemd " + version + ", and agentmachine needs " +
                 std::to_string(AGENTMACHINE_SYSTEMD_MIN) + " or newer");
+  // Once a connection; without it systemd sends no JobRemoved.
+  translated("subscribe to systemd", [&] { manager(*bus_)->callMethod("Subscribe").onInterface(managerInterface); });
   bus_->enterEventLoopAsync();
 }
 
@@ -80,7 +82,6 @@ void Systemd::runJob(const std::string& method, const std::string& unit,
         results[job] = result;
         ended.notify_all();
       });
-  proxy->callMethod("Subscribe").onInterface(managerInterface);
   sdbus::ObjectPath job;
   proxy->callMethod(method).onInterface(managerInterface).withArguments(unit, "replace").storeResultsTo(job);
   std::unique_lock lock(mutex);

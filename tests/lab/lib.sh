@@ -73,12 +73,12 @@ journalCursor() {
   journalctl --quiet --lines=1 --output=export --output-fields=MESSAGE | sed -n 's/^__CURSOR=//p'
 }
 
-# awaitJournal CURSOR PATTERN ARG…: waits, up to two minutes, for a line of `journalctl ARG…` after CURSOR
+# awaitJournal CURSOR PATTERN ARG…: waits, up to five minutes, for a line of `journalctl ARG…` after CURSOR
 # that matches, and prints it.
 awaitJournal() {
   local cursor=$1 pattern=$2 line reader status=1
   shift 2
-  exec {reader}< <(exec timeout 120 journalctl --follow --lines=all --output=cat --after-cursor="$cursor" "$@")
+  exec {reader}< <(exec timeout 300 journalctl --follow --lines=all --output=cat --after-cursor="$cursor" "$@")
   local follower=$!
   while read -r -u "$reader" line; do
     [[ $line =~ $pattern ]] || continue
@@ -88,7 +88,7 @@ awaitJournal() {
   done
   exec {reader}<&-
   kill "$follower" 2>/dev/null || :
-  [[ $status == 0 ]] || echo "no line like \"$pattern\" in: journalctl $*" >&2
+  [[ $status == 0 ]] || echo "in five minutes no line like \"$pattern\" in: journalctl $*" >&2
   return $status
 }
 
@@ -109,7 +109,7 @@ awaitServer() { awaitJournal "$1" 'server listening on' --unit="systemd-nspawn@$
 # awaitEnd CURSOR MACHINE: until the machine has stopped.
 awaitEnd() { awaitJournal "$1" '^Stopped ' --unit="systemd-nspawn@$2.service" _PID=1; }
 
-# writeDemoCards DIRECTORY: ada.json and bob.json, with workspaces below DIRECTORY.
+# writeDemoCards DIRECTORY: ada.json and bob.json, with workspaces below DIRECTORY. bob runs no opencode, for speed.
 writeDemoCards() {
   cat >"$1/ada.json" <<END
 {
@@ -126,8 +126,9 @@ END
   "workspace": "$1/bob",
   "api_provider": "openai",
   "api_key_file": "/run/lab-provider/api-key",
-  "resource_limits": { "memory_mb": 1024 },
-  "allowed_hosts": ["files.demo.test:80"]
+  "resource_limits": { "memory_mb": 256 },
+  "allowed_hosts": ["files.demo.test:80"],
+  "command": ["sleep", "infinity"]
 }
 END
 }
