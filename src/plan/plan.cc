@@ -158,7 +158,7 @@ Plan planRemove(const Machine& machine, const Settings& settings, bool removeWor
       StopUnit{machine.name().unit()},
       Remove{paths.rootLink},
       Remove{paths.settings},
-      Remove{"/run/systemd/system/" + machine.name().unit() + ".d/10-agentmachine.conf"},
+      Remove{"/run/systemd/system/" + machine.name().unit() + ".d"},
       Remove{paths.policy},
       Remove{paths.key},
       Remove{paths.runtime},

@@ -106,8 +106,8 @@ awaitDecision() {
 # awaitServer CURSOR MACHINE: until opencode's server in a machine that was started after CURSOR listens.
 awaitServer() { awaitJournal "$1" 'server listening on' --unit="systemd-nspawn@$2.service"; }
 
-# awaitEnd CURSOR MACHINE: until the machine has stopped.
-awaitEnd() { awaitJournal "$1" '^Stopped ' --unit="systemd-nspawn@$2.service" _PID=1; }
+# awaitExpiry CURSOR ID: until a machine's TTL has ended it.
+awaitExpiry() { awaitJournal "$1" '^Finished ' --unit="agentmachine-expire@$2.service" _PID=1; }
 
 # writeDemoCards DIRECTORY: ada.json and bob.json, with workspaces below DIRECTORY. bob runs no opencode, for speed.
 writeDemoCards() {
