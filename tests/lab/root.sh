@@ -32,6 +32,8 @@ inRoot() {
   for name in CI TERM AGENTMACHINE_TEST_ACCEPT LAB_ACCEL; do
     [[ -z ${!name:-} ]] || keep+=("$name=${!name}")
   done
+  # opencode comes from npm: its registry is whatever npm is configured with out here.
+  name=$(npm config get registry 2>/dev/null) && keep+=("npm_config_registry=$name")
   mkdir -p "$cache/nix"
   # shellcheck disable=SC2016
   exec unshare --mount --propagation private /bin/bash -euc '
@@ -41,7 +43,7 @@ inRoot() {
     mount --bind "$src" "$root/src"
     mount --bind "$cache" "$root/cache"
     mount --bind "$cache/nix" "$root/nix"
-    for f in resolv.conf hosts; do
+    for f in resolv.conf hosts ssl/certs/ca-certificates.crt; do
       [[ ! -e /etc/$f ]] || { touch "$root/etc/$f"; mount --bind "$(readlink -f "/etc/$f")" "$root/etc/$f"; }
     done
     cd "$root"
@@ -49,6 +51,6 @@ inRoot() {
     umount -l .
     cd /src
     exec "$@"' sh "$root" "$src" "$cache" \
-    /usr/bin/env -i HOME=/root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    /usr/bin/env -i HOME=/root LANG=C.UTF-8 NIX_SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     LAB_STATE="/cache/checkouts/$key" "${keep[@]}" "$@"
 }
