@@ -369,7 +369,7 @@ def main(verb, *rest):
         before = termios.tcgetattr(0) if os.isatty(0) else None
         try:
             if before:
-                tty.setraw(0)
+                tty.setraw(0, termios.TCSADRAIN)  # typed ahead is not lost
             code = client.run()
         finally:
             if before:
