@@ -87,7 +87,6 @@ acl broker_inside all-of private !may_be_private !own_ollama because_private
 # The machine's own policy first: nothing is resolved for a host that isn't on it.
 acl tunnel_or_request all-of !broker_port !flood listed !inside
 acl to_provider all-of broker_port !flood brokered
-http_access deny manager
 http_access allow to_provider
 http_access allow tunnel_or_request
 # 407, because any other refusal of a CONNECT is sent inside a TLS session with a certificate nobody trusts.
@@ -116,6 +115,8 @@ acl wants_bearer note key_header bearer
 request_header_access X-Api-Key deny broker_port
 request_header_access Authorization deny broker_port
 request_header_access Cookie deny broker_port
+request_header_access Cache-Control deny broker_port
+request_header_access Surrogate-Capability deny broker_port
 request_header_add X-Api-Key "%note{api_key}" wants_x_api_key
 request_header_add Authorization "Bearer %note{api_key}" wants_bearer
 reply_header_access X-Cache deny all
@@ -123,12 +124,37 @@ reply_header_access X-Cache-Lookup deny all
 reply_header_access Cache-Status deny all
 )";
 
-/// Everything that a machine can influence is percent-encoded (#), which leaves nothing that JSON would mind.
-constexpr std::string_view logFormat =
-    R"({"ts":%ts.%03tu,"agent":"%#note{agent}","src":"%>a","method":"%#rm","host":"%#>rd","port":"%#>rP",)"
-    R"("url":"%#ru","upstream":"%#note{upstream}","sni":"%#ssl::>sni","decision":"%#note{decision}",)"
-    R"("rule":"%#note{rule}","reason":"%#note{reason}","status":"%>Hs","squid":"%Ss","error":"%#err_code",)"
-    R"("server":"%<a","up":%>st,"down":%<st,"ms":%tr})";
+/// One line a decision. Everything that a machine can influence is percent-encoded (#), which leaves nothing
+/// that JSON would mind. "host" and "port" are the client's words (">"), or the provider's ("<") behind the
+/// broker.
+std::string logFormat(std::string_view name, char side) {
+  return std::format(
+      "logformat {0} "
+      R"({{"ts":%ts.%03tu,"agent":"%#note{{agent}}","src":"%>a","via":"{0}","method":"%#rm","host":"%#{1}rd",)"
+      R"("port":"%#{1}rP","url":"%#ru","sni":"%#ssl::>sni","decision":"%#note{{decision}}",)"
+      R"("rule":"%#note{{rule}}","reason":"%#note{{reason}}","status":"%>Hs","squid":"%Ss","error":"%#err_code",)"
+      R"("server":"%<a","up":%>st,"down":%<st,"ms":%tr}})"
+      "\n",
+      name, side);
+}
+
+std::string logs(const SquidPaths& paths) {
+  return logFormat("proxy", '>') + logFormat("broker", '<') + R"(
+# A tunnel is logged when it ends; squid would also tell that it began. A connection without a request says nothing.
+acl opened note tunnel open
+acl allowed note decision allow
+acl connected http_status 200
+acl nowhere_yet hier_code HIER_NONE
+acl only_begun all-of opened allowed connected nowhere_yet
+acl asked has request
+acl answered has response
+acl worth_a_line any-of asked answered
+)" +
+         std::format(
+             "access_log {0} logformat=broker broker_port worth_a_line\n"
+             "access_log {0} logformat=proxy !broker_port worth_a_line !only_begun\n",
+             plain(paths.accessLog));
+}
 
 std::string helpers(const Settings& settings, const SquidPaths& paths) {
   const std::string& helper = plain(paths.helper);
@@ -168,18 +194,19 @@ std::string privateHosts(const Settings& settings) {
          "acl own_ollama all-of own_ollama_host own_ollama_port\n";
 }
 
-/// Machines whose policy names a parent go through it and no other way, the rest never do.
+/// Machines whose policy names a parent go through it and no other way, even if it is no longer listed. The
+/// broker never does: squid would send the parent what is meant for the provider, key and all, instead of a
+/// CONNECT.
 std::string parents(const Settings& settings) {
-  std::string text;
+  std::string text = "\nacl has_parent note parent\nnever_direct allow has_parent\n";
   int number = 0;
   for (const auto& parent : settings.parentProxies) {
     ++number;
     text += std::format("acl through_{} note parent {}\n", number, parent.str()) +
             std::format("cache_peer {} parent {} 0 no-query no-digest no-netdb-exchange name=parent_{}{}\n",
                         parent.host, parent.port, number, parent.tls ? " tls" : "") +
-            std::format("cache_peer_access parent_{0} allow through_{0}\n", number) +
-            std::format("cache_peer_access parent_{} deny all\n", number) +
-            std::format("never_direct allow through_{}\n", number);
+            std::format("cache_peer_access parent_{0} allow through_{0} !broker_port\n", number) +
+            std::format("cache_peer_access parent_{} deny all\n", number);
   }
   return text;
 }
@@ -196,9 +223,7 @@ std::string renderSquidConf(const Settings& settings, const SquidPaths& paths) {
          "tls_outgoing_options min-version=1.2" +
          (settings.proxyCaFile ? " default-ca=off cafile=" + plain(*settings.proxyCaFile) : "") + "\n" +
          std::string(fixed) + helpers(settings, paths) + privateHosts(settings) + std::string(rules) +
-         parents(settings) +
-         std::format("logformat decisions {}\naccess_log {} logformat=decisions\n", logFormat,
-                     plain(paths.accessLog));
+         parents(settings) + logs(paths);
 }
 
 }  // namespace agentmachine
