@@ -10,7 +10,7 @@ import os
 import pathlib
 import pwd
 import queue
-import signal
+import shutil
 import socket
 import ssl
 import struct
@@ -199,7 +199,7 @@ class Resolver:
             query, sender = self.socket.recvfrom(4096)
             labels, at = [], 12
             while query[at]:
-                labels.append(query[at + 1:at + 1 + query[at]].decode().lower())
+                labels.append(query[at + 1:at + 1 + query[at]].decode("latin-1").lower())
                 at += 1 + query[at]
             kind = struct.unpack(">H", query[at + 1:at + 3])[0]
             self.socket.sendto(self._answer(query, at + 5, ".".join(labels), kind), sender)
@@ -218,10 +218,14 @@ class Resolver:
 
 
 class World:
-    """Everything, set up; `change` may alter the rendered text of "squid" and "nft", to see that a test notices."""
+    """Everything, set up. `programs` is a build directory, or where a build was installed (libexec/agentmachine).
+    `change` may alter the rendered text of "squid" and "nft", to see that a test notices."""
 
-    def __init__(self, build, change=lambda what, text: text):
-        self.build, self.change = pathlib.Path(build), change
+    def __init__(self, programs, change=lambda what, text: text):
+        programs, self.change = pathlib.Path(programs).absolute(), change
+        self.helper, self.renderer = programs / "agentmachine-policy", programs / "tests/proxy-render"
+        if not self.helper.exists():
+            self.helper, self.renderer = programs / "src/proxy/agentmachine-policy", programs / "tests/proxy/proxy-render"
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="agentmachine-proxy-"))
         self.directory.chmod(0o755)
         self.user = pwd.getpwnam(SQUID_USER)
@@ -302,8 +306,7 @@ class World:
         return path
 
     def render(self, what, *arguments):
-        program = self.build / "tests/proxy/proxy-render"
-        return self.change(what, run(program, self.settings(), what, *map(str, arguments)))
+        return self.change(what, run(str(self.renderer), str(self.settings()), what, *map(str, arguments)))
 
     def nft(self, what, *arguments):
         return run("nft", "-f", "-", input=self.render(what, *arguments))
@@ -335,11 +338,11 @@ class World:
 
     def policy(self, machine, hosts, broker=None, key=None):
         policy = {"agent": machine, "hosts": hosts} | ({"broker": broker} if broker else {})
-        self._write("policy", MACHINES[machine], json.dumps(policy))
+        self.write("policy", MACHINES[machine], json.dumps(policy))
         if key:
-            self._write("keys", MACHINES[machine], key + "\n")
+            self.write("keys", MACHINES[machine], key + "\n")
 
-    def _write(self, directory, name, text):
+    def write(self, directory, name, text):
         temporary = self.directory / "new"
         temporary.write_text(text)
         self._owned(temporary, 0o440).rename(self.directory / directory / name)
@@ -359,20 +362,25 @@ class World:
         reader = os.open(log, os.O_RDWR | os.O_CLOEXEC)
         threading.Thread(target=self._read_log, args=(os.fdopen(reader, "rb"),), daemon=True).start()
         configuration = self.directory / "squid.conf"
-        helper = self.build / "src/proxy/agentmachine-policy"
-        configuration.write_text(self.render("squid", self.directory, helper, certificate, f"stdio:{log}"))
+        configuration.write_text(self.render("squid", self.directory, self.helper, certificate, f"stdio:{log}"))
         self.squid_errors = open(self.directory / "squid.log", "w+b")
         ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         ready.bind("\0agentmachine-proxy-test")
         ready.settimeout(20)
         self.squid = subprocess.Popen(
-            ["squid", "-N", "-n", "agentmachine", "-d", "1", "-f", configuration], stdin=subprocess.DEVNULL,
+            ["squid", "-N", "-n", "agentmachinetest", "-d", "1", "-f", configuration], stdin=subprocess.DEVNULL,
             stdout=self.squid_errors, stderr=self.squid_errors, cwd="/", user=self.user.pw_uid, group=self.user.pw_gid,
             extra_groups=[], env=os.environ | {"NOTIFY_SOCKET": "@agentmachine-proxy-test"})
         try:
             assert b"READY=1" in ready.recv(1024)
         except TimeoutError:
             raise SystemExit("squid did not start:\n" + self.squid_output())
+        # It says so when the first port is bound, an instant before it listens on both.
+        for port in (PROXY, BROKER):
+            while True:
+                with contextlib.suppress(ConnectionRefusedError):
+                    self.connect(None, port=port).close()
+                    break
 
     def squid_output(self):
         self.squid_errors.seek(0)
@@ -395,6 +403,7 @@ class World:
     def close(self):
         self.squid.terminate()
         self.squid.wait(20)
+        shutil.rmtree(self.directory)
 
     # What a machine does
 
