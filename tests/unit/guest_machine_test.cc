@@ -488,9 +488,9 @@ TEST_F(GuestMachine, ExecCanHaveATerminal) {
   const Bus bus = connectTo(machine);
   ExecResult result;
   readResult(
-      ask(bus,
-          execCall(bus, "", "tty; test -w $(tty) && stty -a | grep -wo iutf8; echo >/dev/tty on it; exit 4",
-                   path, {})),
+      ask(bus, execCall(bus, "",
+                        "tty; test -w $(tty) && stty -a | grep -o -e -*iutf8; echo >/dev/tty on it; exit 4",
+                        path, {})),
       result);
   EXPECT_EQ(result.refused, "");
   EXPECT_EQ(result.code, 4);
