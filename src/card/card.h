@@ -19,31 +19,33 @@ std::string_view toString(ApiProvider provider);
 /// The card's `resource_limits`, with the seed's defaults.
 struct ResourceLimits {
   std::uint64_t memoryMb = 4096;
-  std::uint64_t cpuShares = 1024;                ///< cgroup v1 shares, 2 to 262144
-  std::optional<std::uint64_t> cpuQuotaPercent;  ///< of one CPU
+  std::uint64_t cpuShares = 1024;                  ///< cgroup v1 shares, 2 to 262144
+  std::optional<std::uint64_t> cpuQuotaPercent{};  ///< of one CPU
   std::uint64_t maxProcesses = 50;
   std::uint64_t maxOpenFiles = 1024;
+  bool operator==(const ResourceLimits&) const = default;
 };
 
 struct Card {
   AgentId id;
   AbsolutePath workspace;
   ApiProvider apiProvider = ApiProvider::anthropic;
-  std::optional<AbsolutePath> apiKeyFile;
-  std::optional<Url> proxy;  ///< absent, and every spelling of our own proxy, mean ours
-  ResourceLimits limits;
-  std::vector<HostPattern> allowedHosts;  ///< empty: the provider only
-  std::chrono::seconds ttl{0};            ///< 0: no end
-  std::map<EnvironmentName, PlainText> environment;
-  std::vector<PlainText> command;  ///< empty: `opencode serve`
-  std::optional<PlainText> model;
-  std::optional<Url> apiBaseUrl;  ///< absent: the provider's own
+  std::optional<AbsolutePath> apiKeyFile{};
+  std::optional<Url> proxy{};  ///< absent, and every spelling of our own proxy, mean ours
+  ResourceLimits limits{};
+  std::vector<HostPattern> allowedHosts{};  ///< empty: the provider only
+  std::chrono::seconds ttl{0};              ///< 0: no end
+  std::map<EnvironmentName, PlainText> environment{};
+  std::vector<PlainText> command{};  ///< empty: `opencode serve`
+  std::optional<PlainText> model{};
+  std::optional<Url> apiBaseUrl{};  ///< absent: the provider's own
+  bool operator==(const Card&) const = default;
 };
 
 /// One thing wrong with a card.
 struct Problem {
-  std::string pointer;  ///< JSON pointer (RFC 6901) of the value; "" is the whole card
-  std::string message;  ///< what is wrong, the offending value, and what to do
+  std::string pointer{};  ///< JSON pointer (RFC 6901) of the value; "" is the whole card
+  std::string message{};  ///< what is wrong, the offending value unless it may be secret, and what to do
 };
 
 enum class CardFormat { json, toml };
@@ -51,8 +53,14 @@ enum class CardFormat { json, toml };
 /// The largest card that is read.
 constexpr std::size_t maxCardBytes = 1024 * 1024;
 
-/// Parses and validates. Every problem of the card at once, in the order of the text; never throws for bad input.
+/// Parses and validates. Every problem of the card at once, fields given twice first and then in the order of
+/// the text; one problem alone, with its line and column, if the text is no JSON or TOML. Never throws for
+/// bad input.
 std::expected<Card, std::vector<Problem>> parseCard(std::string_view text, CardFormat format);
+
+/// The problems for people: "SOURCE: 2 problems" and a line for each, "  POINTER: message". No secret and no
+/// control character is in it. Ends with a newline.
+std::string describe(std::string_view source, const std::vector<Problem>& problems);
 
 /// The card as JSON with every field that is not at its default; parseCard gives the same Card back.
 std::string toJson(const Card& card);
@@ -60,7 +68,8 @@ std::string toJson(const Card& card);
 /// The text of card.schema.json (JSON Schema draft-07), as published.
 std::string_view cardSchema();
 
-/// Where the provider's API is when the card gives no `api_base_url`; nothing for `custom`.
+/// Where the provider's API is, with its version, when the card gives no `api_base_url`; nothing for
+/// `custom`. For `ollama` it is the host's own Ollama, which a machine reaches by the broker only.
 std::optional<Url> defaultApiBaseUrl(ApiProvider provider);
 
 }  // namespace agentmachine

@@ -1,5 +1,5 @@
-// Checked strings: a value of one of these types has passed its rule, so renderers need no escaping decisions.
-// Pure: no I/O.
+// Checked strings: a value of one of these types has passed its rule, so renderers need no escaping
+// decisions. Pure: no I/O.
 #pragma once
 #include <compare>
 #include <cstdint>
@@ -14,7 +14,8 @@ namespace agentmachine {
 template <class Rule>
 class Checked {
  public:
-  /// The checked value, or one sentence that says what is wrong and what to write instead.
+  /// The checked value, or what is wrong and what to write instead, as a phrase to put after the value or its
+  /// place: "has upper case letters: …". It never repeats the value, which may be secret.
   static std::expected<Checked, std::string> parse(std::string_view text) {
     if (auto wrong = Rule::check(text)) return std::unexpected(std::move(*wrong));
     return Checked(std::string(text));
@@ -36,13 +37,15 @@ class Checked {
 /// Lower case letters, digits and inner hyphens, 1 to 57 characters, so that "agent-" + id fits a host name
 /// (RFC 1123, 63 octets) whatever the prefix rule does.
 AGENTMACHINE_CHECKED(AgentId);
-/// Absolute, normal (no "..", ".", "//"), no control character, at most 4095 bytes (PATH_MAX).
+/// Absolute, normal (no "..", ".", "//", no slash at the end), at most 4095 bytes (PATH_MAX), and free of
+/// control characters, spaces and what systemd's files give a meaning: % : \ " ' $.
 AGENTMACHINE_CHECKED(AbsolutePath);
-/// A DNS name in its ASCII form, lower case, no trailing dot; never an IP literal (RFC 1123, RFC 5890).
+/// A DNS name in its ASCII form, lower case, no trailing dot; its last label begins with a letter, so that no
+/// spelling of an IP address is one (RFC 1123, RFC 5890).
 AGENTMACHINE_CHECKED(HostName);
 /// A name of an environment variable that can't break the sandbox: not PATH, LD_*, *_PROXY, OPENCODE_* ….
 AGENTMACHINE_CHECKED(EnvironmentName);
-/// One line of printable text without control characters; any UTF-8.
+/// One line of UTF-8 without control characters (isControl).
 AGENTMACHINE_CHECKED(PlainText);
 
 #undef AGENTMACHINE_CHECKED
@@ -61,7 +64,9 @@ class MachineName {
   std::string name_;
 };
 
-/// A line of `allowed_hosts`: "x.org", "x.org:8443", ".x.org" or "*.x.org" (the last two are the same).
+/// A line of `allowed_hosts`: "x.org", "x.org:8443", ".x.org" or "*.x.org" (the last two are the same). Upper
+/// case is taken as lower. Names of one label are refused: a whole top-level domain, or a name that only a
+/// search list of the host would complete.
 struct HostPattern {
   HostName name;
   bool subdomains = false;  ///< also every name below `name`, and `name` itself
@@ -72,12 +77,16 @@ struct HostPattern {
   static std::expected<HostPattern, std::string> parse(std::string_view text);
 };
 
+/// What is wrong with a path as a workspace, beyond AbsolutePath: it is, holds or is part of the system, of
+/// all homes, or of one whole home. Judges the text only; symbolic links are the host's to resolve.
+std::optional<std::string> checkWorkspace(std::string_view path);
+
 /// An http or https URL without user, query or fragment.
 struct Url {
   bool tls = true;
-  std::string host;  ///< a HostName or an IPv4 address
+  std::string host;  ///< a HostName, of one label too, or an IPv4 address with four decimal parts
   std::uint16_t port = 443;
-  std::string path;  ///< "" or "/…", no trailing slash
+  std::string path;  ///< "" or "/…" of letters, digits and "-._~", no trailing slash, no "..", no empty part
   auto operator<=>(const Url&) const = default;
   [[nodiscard]] std::string str() const;
   static std::expected<Url, std::string> parse(std::string_view text);

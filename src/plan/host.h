@@ -1,7 +1,7 @@
 // What a plan needs to know of the host: the administrator's settings and a snapshot of facts. Pure: no I/O.
 #pragma once
-#include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,6 +18,9 @@ struct Ipv4 {
   [[nodiscard]] std::string str() const;  ///< dotted decimal
   static std::optional<Ipv4> parse(std::string_view dotted);
 };
+
+/// Machines' uid ranges begin at multiples of this, so that a range is told by its upper 16 bits.
+constexpr std::uint32_t uidRangeAlignment = 65536;
 
 /// The host's settings: /etc/agentmachine/agentmachine.conf, in TOML; every field has a default, so the file may
 /// be absent.

@@ -1,12 +1,12 @@
 #include "util/process.h"
 
+#include <cerrno>
+#include <csignal>
+
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
 #include <sys/wait.h>
-
-#include <cerrno>
-#include <csignal>
 
 #include "util/error.h"
 #include "util/fd.h"
@@ -42,13 +42,13 @@ bool drain(Fd& fd, std::string& into) {
 
 }  // namespace
 
-ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view input) {
+ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view input, Errors errors) {
   Pipe in = makePipe(), out = makePipe(), err = makePipe();
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, in.read.get(), 0);
   posix_spawn_file_actions_adddup2(&actions, out.write.get(), 1);
-  posix_spawn_file_actions_adddup2(&actions, err.write.get(), 2);
+  if (errors == Errors::collected) posix_spawn_file_actions_adddup2(&actions, err.write.get(), 2);
   std::vector<char*> words;
   for (const auto& word : argv) words.push_back(const_cast<char*>(word.c_str()));
   words.push_back(nullptr);
@@ -64,7 +64,8 @@ ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view 
   ProcessResult result;
   while (out.read || err.read) {
     if (in.write && input.empty()) in.write.reset();
-    pollfd polled[] = {{out.read.get(), POLLIN, 0}, {err.read.get(), POLLIN, 0}, {in.write.get(), POLLOUT, 0}};
+    pollfd polled[] = {
+        {out.read.get(), POLLIN, 0}, {err.read.get(), POLLIN, 0}, {in.write.get(), POLLOUT, 0}};
     if (poll(polled, 3, -1) < 0) continue;
     if (polled[0].revents && !drain(out.read, result.output)) out.read.reset();
     if (polled[1].revents && !drain(err.read, result.errors)) err.read.reset();
@@ -76,7 +77,8 @@ ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view 
     }
   }
   int status = 0;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
   result.status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
   return result;
 }

@@ -12,9 +12,13 @@ struct ProcessResult {
   std::string errors;
 };
 
+/// Where a program's standard error goes: into ProcessResult::errors, or where ours goes.
+enum class Errors { collected, inherited };
+
 /// Runs `argv` (argv[0] is looked up in PATH) with `input` on its standard input, and collects what it prints
 /// (at most 16 MiB of each). Throws Error only if it can't be started.
-ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view input = {});
+ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view input = {},
+                         Errors errors = Errors::collected);
 
 /// As runProcess, but a status other than 0 throws Error: "PROGRAM: what it wrote to standard error".
 std::string runChecked(const std::vector<std::string>& argv, std::string_view input = {});

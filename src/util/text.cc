@@ -1,5 +1,7 @@
 #include "util/text.h"
 
+#include <format>
+
 namespace agentmachine {
 
 std::string trim(std::string_view text) {
@@ -26,6 +28,66 @@ std::vector<std::string> split(std::string_view text, char separator) {
     if (end == std::string_view::npos) return parts;
     text.remove_prefix(end + 1);
   }
+}
+
+std::optional<char32_t> takeCodePoint(std::string_view& text) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const std::size_t length = byte(0) < 0x80   ? 1
+                             : byte(0) < 0xc2 ? 0
+                             : byte(0) < 0xe0 ? 2
+                             : byte(0) < 0xf0 ? 3
+                                              : 4;
+  char32_t value = length == 1 ? byte(0) : byte(0) & (0x7f >> length);
+  bool good = length != 0 && length <= text.size() && byte(0) < 0xf5;
+  for (std::size_t i = 1; good && i < length; ++i) {
+    good = (byte(i) & 0xc0) == 0x80;
+    value = value << 6 | (byte(i) & 0x3f);
+  }
+  // Overlong forms of three and four bytes, surrogates, beyond Unicode.
+  if ((length == 3 && value < 0x800) || (length == 4 && value < 0x10000) ||
+      (value >= 0xd800 && value < 0xe000) || value > 0x10ffff)
+    good = false;
+  text.remove_prefix(good ? length : 1);
+  return good ? std::optional(value) : std::nullopt;
+}
+
+bool isControl(char32_t codePoint) {
+  return codePoint < 0x20 || (codePoint >= 0x7f && codePoint < 0xa0) || codePoint == 0x2028 ||
+         codePoint == 0x2029;
+}
+
+std::string escaped(std::string_view text, std::size_t maxCharacters) {
+  // Not controls, but they hide or reorder their neighbours: zero width, marks of direction, byte order mark.
+  const auto isInvisible = [](char32_t c) {
+    return (c >= 0x200b && c < 0x2010) || (c >= 0x2028 && c < 0x202f) || (c >= 0x2060 && c < 0x2070) ||
+           c == 0xfeff;
+  };
+  std::string out;
+  for (std::size_t characters = 0; !text.empty(); ++characters) {
+    if (characters == maxCharacters) {
+      out += "…";
+      break;
+    }
+    const auto before = text;
+    const auto c = takeCodePoint(text);
+    if (!c)
+      out += std::format("\\x{:02x}", static_cast<unsigned char>(before[0]));
+    else if (*c == '"' || *c == '\\')
+      out += {'\\', static_cast<char>(*c)};
+    else if (*c == '\n')
+      out += "\\n";
+    else if (*c == '\t')
+      out += "\\t";
+    else if (isControl(*c) || isInvisible(*c))
+      out += std::format("\\u{:04x}", static_cast<unsigned>(*c));
+    else
+      out += before.substr(0, before.size() - text.size());
+  }
+  return out;
+}
+
+std::string inQuotes(std::string_view text) {
+  return '"' + escaped(text, 60) + '"';
 }
 
 }  // namespace agentmachine

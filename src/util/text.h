@@ -1,7 +1,10 @@
 // Small operations on strings. Pure: no I/O.
 #pragma once
+#include <iterator>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace agentmachine {
@@ -9,9 +12,28 @@ namespace agentmachine {
 /// Without white space at both ends.
 std::string trim(std::string_view text);
 
+/// Moves the elements of `tail` to the end of `list`.
+template <class Element>
+void append(std::vector<Element>& list, std::vector<Element> tail) {
+  list.insert(list.end(), std::make_move_iterator(tail.begin()), std::make_move_iterator(tail.end()));
+}
+
 std::string join(const std::vector<std::string>& parts, std::string_view separator);
 
 /// Splits at every separator; "a::b" at ':' gives three parts, "" gives one empty part.
 std::vector<std::string> split(std::string_view text, char separator);
+
+/// Takes the first code point off `text`, which must not be empty; nothing if it is no UTF-8 (RFC 3629), and
+/// then one byte is taken.
+std::optional<char32_t> takeCodePoint(std::string_view& text);
+
+/// True for what has no place in a line of text: C0 and C1 controls, DEL, the line and paragraph separators.
+bool isControl(char32_t codePoint);
+
+/// For people: at most `maxCharacters`, and whatever is invisible, no UTF-8, a quote or a backslash escaped.
+std::string escaped(std::string_view text, std::size_t maxCharacters);
+
+/// escaped, in double quotes and of 60 characters.
+std::string inQuotes(std::string_view text);
 
 }  // namespace agentmachine

@@ -1,0 +1,128 @@
+#include "apply/apply.h"
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <functional>
+
+#include "util/error.h"
+#include "util/file.h"
+
+namespace agentmachine {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+/// Larger than anything a plan writes.
+constexpr std::size_t maxReplacedBytes = 8 * 1024 * 1024;
+
+class Application {
+ public:
+  explicit Application(Systemd& systemd) : systemd_(systemd) {}
+
+  void operator()(const MakeDirectory& action) {
+    const fs::path path = action.path;
+    if (fs::is_directory(path)) return;
+    makeParents(path.parent_path());
+    inContext("make directory " + action.path, [&] {
+      if (mkdir(path.c_str(), 0700) < 0) throw errnoError("mkdir");
+      undo_.emplace_back([path] { fs::remove(path); });
+      if (lchown(path.c_str(), action.owner.user, action.owner.group) < 0) throw errnoError("chown");
+      if (chmod(path.c_str(), action.mode) < 0) throw errnoError("chmod");
+      syncDirectory(path.parent_path());
+    });
+  }
+
+  void operator()(const WriteFile& action) {
+    const fs::path path = action.path;
+    const FileOwner owner{action.owner.user, action.owner.group};
+    const auto old = readFileIfExists(path, maxReplacedBytes);
+    if (old) {
+      struct stat st{};
+      if (stat(path.c_str(), &st) < 0) throw errnoError("stat " + action.path);
+      undo_.emplace_back([path, old = *old, st] {
+        writeFileAtomically(path, old, st.st_mode & 07777, FileOwner{st.st_uid, st.st_gid});
+      });
+    } else {
+      undo_.emplace_back([path] { removeFile(path); });
+    }
+    writeFileAtomically(path, action.content, action.mode, owner);
+  }
+
+  void operator()(const Link& action) {
+    const fs::path path = action.path;
+    std::error_code absent;
+    const fs::path old = fs::read_symlink(path, absent);
+    if (absent) undo_.emplace_back([path] { removeFile(path); });
+    else undo_.emplace_back([path, old] { linkAtomically(path, old); });
+    linkAtomically(path, action.target);
+  }
+
+  void operator()(const Remove& action) {
+    const fs::path path = action.path;
+    std::error_code error;
+    if (fs::symlink_status(path, error).type() != fs::file_type::directory) return removeFile(path);
+    // A directory goes under another name first: a killed removal leaves no half of one under its own.
+    const fs::path doomed = path.parent_path() / (".#removed-" + path.filename().string());
+    fs::remove_all(doomed);
+    inContext("remove " + action.path, [&] {
+      if (rename(path.c_str(), doomed.c_str()) < 0) throw errnoError("rename");
+      syncDirectory(path.parent_path());
+      fs::remove_all(doomed, error);
+      if (error) throw Error(error.message());
+    });
+  }
+
+  void operator()(const StartUnit& action) {
+    undo_.emplace_back([this, unit = action.unit] { systemd_.stop(unit); });
+    systemd_.start(action.unit);
+  }
+
+  void operator()(const StopUnit& action) {
+    systemd_.stop(action.unit);
+    systemd_.resetFailed(action.unit);
+  }
+
+  void undo() noexcept {
+    for (auto step = undo_.rbegin(); step != undo_.rend(); ++step) {
+      try {
+        (*step)();
+      } catch (const std::exception& error) {
+        spdlog::warn("while undoing: {}", error.what());
+      }
+    }
+  }
+
+ private:
+  void makeParents(const fs::path& path) {
+    if (fs::is_directory(path)) return;
+    makeParents(path.parent_path());
+    (*this)(MakeDirectory{path.string(), 0755, {}});
+  }
+
+  Systemd& systemd_;
+  std::vector<std::function<void()>> undo_;
+};
+
+}  // namespace
+
+void applyPlan(const Plan& plan, Systemd& systemd) {
+  Application application(systemd);
+  for (const auto& action : plan) {
+    spdlog::debug("{}", describe(Plan{action}).substr(0, describe(Plan{action}).find('\n')));
+    try {
+      std::visit(application, action);
+    } catch (const std::filesystem::filesystem_error& error) {
+      application.undo();
+      throw Error(error.what());
+    } catch (...) {
+      application.undo();
+      throw;
+    }
+  }
+}
+
+}  // namespace agentmachine

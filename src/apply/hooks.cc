@@ -1,0 +1,110 @@
+#include "apply/hooks.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <format>
+
+#include "apply/apply.h"
+#include "system/host.h"
+#include "system/machined.h"
+#include "system/network.h"
+#include "system/run_record.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace {
+
+constexpr std::size_t maxKeyBytes = 65536;
+
+std::chrono::sys_seconds now() {
+  return std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
+}
+
+/// 128 bits from the kernel, in hex.
+std::string randomPassword() {
+  unsigned char bytes[16];
+  if (getrandom(bytes, sizeof bytes, 0) != sizeof bytes) throw errnoError("getrandom");
+  std::string text;
+  for (const unsigned char byte : bytes) text += std::format("{:02x}", byte);
+  return text;
+}
+
+void checkGuards(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  const std::string override = "/etc/systemd/nspawn/" + machine.name().str() + ".nspawn";
+  if (!settings.allowSettingsOverride && std::filesystem::exists(override))
+    throw Error(override + " would replace the machine's settings as a whole, and with them private users, the private "
+                           "network, the read-only root and the dropped capabilities: remove it, or set "
+                           "`allow_settings_override = true` in " + settingsPath);
+  checkNetworkGuards(settings);
+  if (systemd.activeState("agentmachine-proxy.service") != "active")
+    throw Error("the filtering proxy is not running: systemctl status agentmachine-proxy");
+  // Between create and now it may have been replaced.
+  const auto workspace = workspaceFacts(machine.card.workspace.str());
+  if (!workspace.directory || workspace.throughLink)
+    throw Error(std::format("workspace {}: is no directory any more, or leads through a symbolic link",
+                            machine.card.workspace.str()));
+}
+
+/// One line, without the line's end: what a header can carry.
+std::string readKey(const std::string& path) {
+  auto key = trim(readFile(path, maxKeyBytes));
+  if (key.empty()) throw Error("api_key_file " + path + ": is empty");
+  if (std::ranges::any_of(key, [](unsigned char c) { return c <= 0x20 || c >= 0x7f; }))
+    throw Error("api_key_file " + path + ": must hold one key, printable ASCII without spaces, and nothing else");
+  return key;
+}
+
+void deliverKey(const Settings& settings, const Machine& machine, const MachinePaths& paths, Systemd& systemd,
+                gid_t proxyGroup) {
+  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, proxyGroup}}}, systemd);
+  if (!machine.card.apiKeyFile) return removeFile(paths.key);
+  writeFileAtomically(paths.key, readKey(machine.card.apiKeyFile->str()), 0440, FileOwner{0, proxyGroup});
+}
+
+}  // namespace
+
+void prepareMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  checkGuards(settings, machine, systemd);
+  const Host host = snapshot(settings, {});
+  deliverKey(settings, machine, paths, systemd, host.proxyGroup);
+  writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
+  removeEndRecord(paths.runtime);
+  (void)consumeExpiredMark(paths.runtime);
+  RunRecord record{.since = now(), .ttlDeadline = {}, .leader = 0};
+  if (machine.card.ttl.count() > 0)
+    record.ttlDeadline =
+        systemd.ensureTimer(paths.ttlTimer, "agentmachine-expire@" + machine.card.id.str() + ".service",
+                            "TTL of agent " + machine.card.id.str(), machine.card.ttl);
+  writeRunRecord(paths.runtime, record);
+}
+
+void connectMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  auto record = readRunRecord(paths.runtime);
+  if (!record) throw Error("connect " + machine.name().str() + ": the machine was not prepared");
+  record->leader = Machined(systemd.bus()).leader(machine.name().str());
+  attachMachine(settings, machine.allocation.address, record->leader);
+  writeRunRecord(paths.runtime, *record);
+}
+
+void releaseMachine(const Settings& settings, const Machine& machine, const std::string& result,
+                    const std::string& status) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  removeFile(paths.key);
+  removeFile(paths.credentials + "/server-password");
+  detachMachine(settings, machine.allocation.address);
+  writeEndRecord(paths.runtime, {.at = now(), .expired = consumeExpiredMark(paths.runtime), .result = result, .status = status});
+}
+
+void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  markExpired(machinePaths(settings, machine.card.id, machine.allocation.address).runtime);
+  systemd.stop(machine.name().unit());
+}
+
+}  // namespace agentmachine

@@ -1,0 +1,30 @@
+// Create, start, stop and remove machines: each may be run again, and finishes what a killed one began.
+#pragma once
+#include <chrono>
+#include <optional>
+
+#include "plan/plan.h"
+#include "system/systemd.h"
+
+namespace agentmachine {
+
+/// Makes a machine of the card, or brings one that exists to what the card says now. What it writes for a running
+/// one counts at once for the proxy's policy and from the next start for the rest.
+Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd);
+
+/// Renders the machine again and starts its unit; does nothing more if it is running. With `payload`, this start runs
+/// that instead of what the card says. Throws Error with the last lines of the unit's journal.
+void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd,
+                  const std::vector<PlainText>& payload = {});
+
+/// Stops the unit and waits until it is down; after `timeout` (systemd's own if absent) all of it is killed.
+void stopMachine(const Settings& settings, const Machine& machine, Systemd& systemd,
+                 std::optional<std::chrono::seconds> timeout);
+
+/// Stops and forgets the machine; its workspace is kept unless asked.
+void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, bool removeWorkspace);
+
+/// Renders every machine of the state, as at boot. Throws Error, after all were tried, that names those that failed.
+void renderAll(const Settings& settings, Systemd& systemd);
+
+}  // namespace agentmachine

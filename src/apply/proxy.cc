@@ -1,0 +1,28 @@
+#include "apply/proxy.h"
+
+#include "build_config.h"
+#include "plan/squid.h"
+#include "system/host.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/process.h"
+
+namespace agentmachine {
+
+void configureProxy(const Settings& settings) {
+  inContext("configure the proxy", [&] {
+    const FileOwner owner{0, proxyGroup(settings)};
+    const std::string directory = settings.runtimeDirectory + "/proxy", certificate = directory + "/peek.pem";
+    std::filesystem::create_directories(directory);
+    // Nobody ever sees it: connections are spliced or cut. A new one at each start, so it never expires in use.
+    const auto pem = runChecked({"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                                 "-days", "3650", "-subj", "/CN=agentmachine", "-keyout", "-", "-out", "-"});
+    writeFileAtomically(certificate, pem, 0640, owner);
+    writeFileAtomically(directory + "/squid.conf",
+                        renderSquidConf(settings, {.helper = AGENTMACHINE_LIBEXECDIR "/agentmachine-policy",
+                                                   .certificate = certificate}),
+                        0640, owner);
+  });
+}
+
+}  // namespace agentmachine

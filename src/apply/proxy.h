@@ -1,0 +1,11 @@
+// Prepares the filtering proxy: its configuration, and the certificate that squid wants for looking into TLS.
+#pragma once
+#include "plan/host.h"
+
+namespace agentmachine {
+
+/// ExecStartPre= of agentmachine-proxy.service. Writes PROXY/squid.conf and PROXY/peek.pem below the runtime
+/// directory, readable by the proxy's user alone.
+void configureProxy(const Settings& settings);
+
+}  // namespace agentmachine

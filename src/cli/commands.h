@@ -1,0 +1,34 @@
+// Every command: each function adds one to the command line, with what it does as its callback. Only this folder
+// prints and exits.
+#pragma once
+#include <CLI/CLI.hpp>
+
+namespace agentmachine {
+
+/// Exit statuses, as agentmachine(1) lists them.
+enum ExitStatus : int {
+  success = 0,
+  failure = 1,       ///< what was asked for couldn't be done, or a card has problems
+  usage = 2,         ///< the command line is wrong
+  ownFailure = 125,  ///< of exec and run, whose other statuses are those of the command inside
+};
+
+void addAttachCommand(CLI::App& app, int& status);
+void addCheckCommand(CLI::App& app, int& status);
+void addCreateCommand(CLI::App& app);
+void addExecCommand(CLI::App& app, int& status);
+void addHookCommand(CLI::App& app);
+void addImageCommand(CLI::App& app);
+void addListCommand(CLI::App& app);
+void addLogsCommand(CLI::App& app);
+void addPlanCommand(CLI::App& app);
+void addRemoveCommand(CLI::App& app);
+void addRestartCommand(CLI::App& app);
+void addRunCommand(CLI::App& app, int& status);
+void addSchemaCommand(CLI::App& app);
+void addShellCommand(CLI::App& app, int& status);
+void addShowCommand(CLI::App& app);
+void addStartCommand(CLI::App& app);
+void addStopCommand(CLI::App& app);
+
+}  // namespace agentmachine

@@ -1,0 +1,131 @@
+#include "cli/common.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <format>
+#include <iostream>
+
+#include "system/host.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+/// The card of this id in the cards directory, or nothing.
+std::optional<std::string> cardPath(const Settings& settings, const AgentId& id) {
+  for (const char* ending : {".json", ".toml"}) {
+    const std::string path = settings.cardsDirectory + "/" + id.str() + ending;
+    if (fs::exists(path)) return path;
+  }
+  return std::nullopt;
+}
+
+std::optional<Machine> tryFindMachine(const Settings& settings, const std::string& idOrName) {
+  auto machines = readMachines(settings);
+  if (const auto found = machines.find(idOrName); found != machines.end()) return found->second;
+  for (const auto& [id, machine] : machines)
+    if (machine.name().str() == idOrName) return machine;
+  return std::nullopt;
+}
+
+/// Printed width of UTF-8 text whose characters are one column wide each.
+std::size_t width(const std::string& text) {
+  return static_cast<std::size_t>(std::ranges::count_if(text, [](unsigned char c) { return (c & 0xc0) != 0x80; }));
+}
+
+}  // namespace
+
+void requireRoot(const std::string& what) {
+  if (geteuid() != 0) throw Error(what + ": only root may do this; try: sudo agentmachine " + what);
+}
+
+Card loadCard(const std::string& path) {
+  const auto format = fs::path(path).extension() == ".toml" ? CardFormat::toml : CardFormat::json;
+  auto card = parseCard(readFile(path, maxCardBytes), format);
+  if (!card) throw Error(trim(describe(path, card.error())));
+  return std::move(*card);
+}
+
+Machine findMachine(const Settings& settings, const std::string& idOrName) {
+  if (auto machine = tryFindMachine(settings, idOrName)) return std::move(*machine);
+  throw Error(std::format("there is no machine \"{}\": `agentmachine ls` lists those there are, "
+                          "`agentmachine create CARD` makes one",
+                          idOrName));
+}
+
+MachineOrCard findMachineOrCard(const Settings& settings, const std::string& idOrName) {
+  if (auto machine = tryFindMachine(settings, idOrName)) return {.machine = std::move(machine), .card = {}};
+  const auto id = AgentId::parse(idOrName);
+  if (!id) throw Error(std::format("\"{}\" is no agent id: {}", idOrName, id.error()));
+  const auto path = cardPath(settings, *id);
+  if (!path)
+    throw Error(std::format("there is neither a machine \"{0}\" nor a card {1}/{0}.json or .toml: `agentmachine ls` "
+                            "lists the machines there are",
+                            idOrName, settings.cardsDirectory));
+  auto card = loadCard(*path);
+  if (card.id != *id)
+    throw Error(std::format("{}: its agent_id is \"{}\", not \"{}\": rename one of them", *path, card.id.str(), idOrName));
+  return {.machine = {}, .card = std::move(card)};
+}
+
+bool useColour() {
+  const char* noColour = std::getenv("NO_COLOR");
+  return isatty(STDOUT_FILENO) && !(noColour && *noColour);
+}
+
+std::string humanBytes(std::uint64_t bytes) {
+  constexpr std::array units = {"B", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  for (; value >= 1024 && unit + 1 < units.size(); ++unit) value /= 1024;
+  return unit == 0 ? std::format("{} B", bytes) : std::format("{:.1f} {}", value, units[unit]);
+}
+
+std::string humanDuration(std::chrono::seconds duration) {
+  using namespace std::chrono;
+  if (duration < minutes(1)) return std::format("{}s", duration.count());
+  if (duration < hours(1)) return std::format("{}min {}s", duration.count() / 60, duration.count() % 60);
+  if (duration < days(1)) return std::format("{}h {}min", duration.count() / 3600, duration.count() / 60 % 60);
+  return std::format("{}d {}h", duration.count() / 86400, duration.count() / 3600 % 24);
+}
+
+std::string humanTime(std::chrono::sys_seconds time) {
+  const std::time_t seconds = std::chrono::system_clock::to_time_t(time);
+  std::tm local{};
+  localtime_r(&seconds, &local);
+  char text[32];
+  (void)std::strftime(text, sizeof text, "%F %T", &local);
+  return text;
+}
+
+void printTable(const std::vector<std::string>& headings, const std::vector<std::vector<std::string>>& rows) {
+  std::vector<std::size_t> widths;
+  for (std::size_t column = 0; column < headings.size(); ++column) {
+    std::size_t widest = width(headings[column]);
+    for (const auto& row : rows) widest = std::max(widest, width(row[column]));
+    widths.push_back(widest);
+  }
+  const auto print = [&](const std::vector<std::string>& cells) {
+    std::string line;
+    for (std::size_t column = 0; column < cells.size(); ++column) {
+      line += cells[column];
+      if (column + 1 < cells.size()) line.append(widths[column] - width(cells[column]) + 2, ' ');
+    }
+    return line;
+  };
+  const bool colour = useColour();
+  std::cout << (colour ? "\033[1m" : "") << print(headings) << (colour ? "\033[0m" : "") << "\n";
+  for (const auto& row : rows) std::cout << print(row) << "\n";
+}
+
+}  // namespace agentmachine

@@ -1,0 +1,39 @@
+// What several commands need: cards from files, machines by the name a person typed, the root check.
+#pragma once
+#include <optional>
+#include <string>
+
+#include "plan/plan.h"
+
+namespace agentmachine {
+
+/// Throws Error that says so unless this process is root's. `what` is the command.
+void requireRoot(const std::string& what);
+
+/// Reads a card; its format is told by the ending, .toml or anything else. Throws Error that lists every problem.
+Card loadCard(const std::string& path);
+
+/// The machine a person means: by id or by machine name. Throws Error that says what to type if there is none.
+Machine findMachine(const Settings& settings, const std::string& idOrName);
+
+/// As findMachine, but without a machine a card of that id in the cards directory will do; then the card.
+struct MachineOrCard {
+  std::optional<Machine> machine;
+  std::optional<Card> card;
+};
+MachineOrCard findMachineOrCard(const Settings& settings, const std::string& idOrName);
+
+/// Whether colours belong on standard output: a terminal, and NO_COLOR (no-color.org) is not set.
+bool useColour();
+
+/// "3.2 GiB"
+std::string humanBytes(std::uint64_t bytes);
+/// "2h 5min", in systemd's style, two units at most.
+std::string humanDuration(std::chrono::seconds duration);
+/// "2026-11-24 04:20:01" in local time.
+std::string humanTime(std::chrono::sys_seconds time);
+
+/// Prints rows under their headings in aligned columns.
+void printTable(const std::vector<std::string>& headings, const std::vector<std::vector<std::string>>& rows);
+
+}  // namespace agentmachine

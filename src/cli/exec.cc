@@ -1,0 +1,133 @@
+// exec, shell, attach and run: commands inside a machine.
+#include <algorithm>
+#include <iostream>
+#include <memory>
+
+#include "apply/lifecycle.h"
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "system/guest.h"
+#include "system/host.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace {
+
+/// The words after the command's own options; "--" before them may be there or not.
+std::vector<std::string> wordsAfter(const CLI::App& command) {
+  auto words = command.remaining();
+  if (!words.empty() && words.front() == "--") words.erase(words.begin());
+  return words;
+}
+
+void requireRunning(const Machine& machine, Systemd& systemd) {
+  if (systemd.activeState(machine.name().unit()) != "active")
+    throw Error(machine.name().str() + " is not running: agentmachine start " + machine.card.id.str());
+}
+
+int execIn(const Machine& machine, const GuestCommand& command, bool terminal, Systemd& systemd) {
+  if (!terminal) return execInMachine(machine.name().str(), command);
+  Machined machined(systemd.bus());
+  return execOnTerminal(machine.name().str(), command, machined);
+}
+
+/// What keeps a machine up while `run` has its one opencode in it.
+std::vector<PlainText> idlePayload() {
+  return {PlainText::parse("sleep").value(), PlainText::parse("infinity").value()};
+}
+
+}  // namespace
+
+void addExecCommand(CLI::App& app, int& status) {
+  auto* command = app.add_subcommand("exec", "run a command in a machine, as the agent");
+  auto id = std::make_shared<std::string>();
+  auto user = std::make_shared<std::string>();
+  auto terminal = std::make_shared<bool>(false);
+  command->add_option("ID", *id, "agent id")->required();
+  command->add_option("-u,--user", *user, "run as this user of the machine");
+  command->add_flag("-t,--tty", *terminal, "give it a terminal");
+  command->prefix_command();
+  command->footer("The command and its arguments follow, after -- if you like. Its exit status becomes that of exec.");
+  command->callback([=, &status] {
+    requireRoot("exec");
+    const auto words = wordsAfter(*command);
+    if (words.empty()) throw CLI::ValidationError("exec", "what to run is missing: exec ID -- COMMAND…");
+    const Settings settings = readSettings();
+    const Machine machine = findMachine(settings, *id);
+    Systemd systemd;
+    requireRunning(machine, systemd);
+    status = execIn(machine, {.user = *user, .argv = words, .environment = {}, .directory = ""}, *terminal, systemd);
+  });
+}
+
+void addShellCommand(CLI::App& app, int& status) {
+  auto* command = app.add_subcommand("shell", "open a shell in a machine, as the agent");
+  auto id = std::make_shared<std::string>();
+  command->add_option("ID", *id, "agent id")->required();
+  command->callback([=, &status] {
+    requireRoot("shell");
+    const Settings settings = readSettings();
+    const Machine machine = findMachine(settings, *id);
+    Systemd systemd;
+    requireRunning(machine, systemd);
+    status = execIn(machine, {.user = "", .argv = {"/bin/sh", "-i"}, .environment = {}, .directory = ""}, true, systemd);
+  });
+}
+
+void addAttachCommand(CLI::App& app, int& status) {
+  auto* command = app.add_subcommand("attach", "open opencode's terminal interface on the machine's server");
+  auto id = std::make_shared<std::string>();
+  command->add_option("ID", *id, "agent id")->required();
+  command->footer("Leaving the interface leaves the server running.");
+  command->callback([=, &status] {
+    requireRoot("attach");
+    const Settings settings = readSettings();
+    const Machine machine = findMachine(settings, *id);
+    if (!machine.card.command.empty())
+      throw Error("attach " + *id + ": its card runs a command of its own, not opencode's server; try: agentmachine shell " + *id);
+    Systemd systemd;
+    requireRunning(machine, systemd);
+    const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+    const auto password = readFile(paths.credentials + "/server-password", 4096);
+    const GuestCommand opencode{.user = "",
+                                .argv = {"opencode", "attach", std::format("http://127.0.0.1:{}", serverPort)},
+                                .environment = {"OPENCODE_SERVER_PASSWORD=" + password},
+                                .directory = ""};
+    status = execIn(machine, opencode, true, systemd);
+  });
+}
+
+void addRunCommand(CLI::App& app, int& status) {
+  auto* command = app.add_subcommand("run", "create and start a machine, run one opencode in it, stop it");
+  auto path = std::make_shared<std::string>();
+  auto terminal = std::make_shared<bool>(false);
+  command->add_option("CARD", *path, "card file, JSON or TOML, or the id of one in the cards directory")->required();
+  command->add_flag("-t,--tty", *terminal, "give it a terminal");
+  command->prefix_command();
+  command->footer("What follows are opencode's own arguments, as in: run CARD -- run 'fix the tests'.");
+  command->callback([=, &status] {
+    requireRoot("run");
+    const Settings settings = readSettings();
+    Systemd systemd;
+    const bool isFile = path->contains('/') || path->contains('.');
+    auto found = isFile ? MachineOrCard{.machine = {}, .card = loadCard(*path)} : findMachineOrCard(settings, *path);
+    const Machine machine = found.machine ? *found.machine : createMachine(settings, *found.card, systemd);
+    if (systemd.activeState(machine.name().unit()) != "inactive" && systemd.activeState(machine.name().unit()) != "failed")
+      throw Error(machine.name().str() + " is running already; in it: agentmachine exec " + machine.card.id.str() + " -- opencode …");
+    startMachine(settings, machine, systemd, idlePayload());
+    GuestCommand opencode{.user = "", .argv = {"opencode"}, .environment = {}, .directory = ""};
+    append(opencode.argv, wordsAfter(*command));
+    try {
+      status = execIn(machine, opencode, *terminal, systemd);
+    } catch (const Error&) {
+      stopMachine(settings, machine, systemd, std::nullopt);
+      throw;
+    }
+    stopMachine(settings, machine, systemd, std::nullopt);
+  });
+}
+
+}  // namespace agentmachine

@@ -1,0 +1,66 @@
+// Not for people: what our units run. Hidden from --help; HACKING.md lists which unit runs which.
+#include <cstdlib>
+#include <memory>
+
+#include "apply/hooks.h"
+#include "apply/lifecycle.h"
+#include "apply/proxy.h"
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "system/host.h"
+#include "system/network.h"
+#include "util/error.h"
+
+namespace agentmachine {
+
+namespace {
+
+/// A hook of one machine's unit.
+void addMachineHook(CLI::App& hook, const std::string& name, const std::string& help,
+                    const std::function<void(const Settings&, const Machine&)>& act) {
+  auto* command = hook.add_subcommand(name, help);
+  auto id = std::make_shared<std::string>();
+  command->add_option("ID", *id, "agent id")->required();
+  command->callback([=] {
+    const Settings settings = readSettings();
+    act(settings, findMachine(settings, *id));
+  });
+}
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+}  // namespace
+
+void addHookCommand(CLI::App& app) {
+  auto* hook = app.add_subcommand("hook", "what agentmachine's units run")->group("");
+  hook->require_subcommand(1);
+  addMachineHook(*hook, "prepare", "ExecStartPre= of a machine", [](const Settings& settings, const Machine& machine) {
+    Systemd systemd;
+    prepareMachine(settings, machine, systemd);
+  });
+  addMachineHook(*hook, "attach", "ExecStartPost= of a machine", [](const Settings& settings, const Machine& machine) {
+    Systemd systemd;
+    connectMachine(settings, machine, systemd);
+  });
+  addMachineHook(*hook, "release", "ExecStopPost= of a machine", [](const Settings& settings, const Machine& machine) {
+    releaseMachine(settings, machine, variable("SERVICE_RESULT"), variable("EXIT_STATUS"));
+  });
+  addMachineHook(*hook, "expire", "of agentmachine-expire@.service", [](const Settings& settings, const Machine& machine) {
+    Systemd systemd;
+    expireMachine(settings, machine, systemd);
+  });
+  hook->add_subcommand("render", "of agentmachine-render.service, at boot")->callback([] {
+    Systemd systemd;
+    renderAll(readSettings(), systemd);
+  });
+  hook->add_subcommand("proxy-config", "of agentmachine-proxy.service")->callback([] { configureProxy(readSettings()); });
+  hook->add_subcommand("network-up", "of agentmachine-network.service")->callback([] { bringNetworkUp(readSettings()); });
+  hook->add_subcommand("network-down", "of agentmachine-network.service")->callback([] {
+    takeNetworkDown(readSettings());
+  });
+}
+
+}  // namespace agentmachine

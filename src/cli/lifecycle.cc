@@ -1,0 +1,118 @@
+// start, stop, restart and rm: the same shape, a list of ids and one act on each.
+#include <functional>
+#include <iostream>
+#include <memory>
+
+#include "apply/lifecycle.h"
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "system/host.h"
+#include "util/error.h"
+
+namespace agentmachine {
+
+namespace {
+
+/// Does `act` for each id. One that fails doesn't keep the others from being tried; all failures are told.
+void forEach(const std::vector<std::string>& ids, const std::function<void(const std::string&)>& act) {
+  std::string failures;
+  for (const auto& id : ids) {
+    try {
+      act(id);
+    } catch (const Error& error) {
+      failures += (failures.empty() ? "" : "\nagentmachine: ") + std::string(error.what());
+    }
+  }
+  if (!failures.empty()) throw Error(failures);
+}
+
+CLI::App* addIdsCommand(CLI::App& app, const std::string& name, const std::string& help,
+                        const std::shared_ptr<std::vector<std::string>>& ids) {
+  auto* command = app.add_subcommand(name, help);
+  command->add_option("ID", *ids, "agent ids")->required();
+  return command;
+}
+
+Machine findOrCreate(const Settings& settings, const std::string& id, Systemd& systemd) {
+  auto found = findMachineOrCard(settings, id);
+  return found.machine ? std::move(*found.machine) : createMachine(settings, *found.card, systemd);
+}
+
+std::optional<std::chrono::seconds> seconds(int value) {
+  return value < 0 ? std::nullopt : std::optional(std::chrono::seconds(value));
+}
+
+CLI::Option* addTimeout(CLI::App& command, int& timeout) {
+  return command.add_option("--timeout", timeout, "seconds until what has not ended is killed")
+      ->check(CLI::Range(0, 86400));
+}
+
+}  // namespace
+
+void addStartCommand(CLI::App& app) {
+  auto ids = std::make_shared<std::vector<std::string>>();
+  addIdsCommand(app, "start", "start machines; a card in the cards directory is enough", ids)->callback([ids] {
+    requireRoot("start");
+    const Settings settings = readSettings();
+    Systemd systemd;
+    forEach(*ids, [&](const std::string& id) {
+      const Machine machine = findOrCreate(settings, id, systemd);
+      startMachine(settings, machine, systemd);
+      std::cout << machine.name().str() << "\n";
+    });
+  });
+}
+
+void addStopCommand(CLI::App& app) {
+  auto ids = std::make_shared<std::vector<std::string>>();
+  auto timeout = std::make_shared<int>(-1);
+  auto* command = addIdsCommand(app, "stop", "stop machines", ids);
+  addTimeout(*command, *timeout);
+  command->callback([ids, timeout] {
+    requireRoot("stop");
+    const Settings settings = readSettings();
+    Systemd systemd;
+    forEach(*ids, [&](const std::string& id) {
+      const Machine machine = findMachine(settings, id);
+      stopMachine(settings, machine, systemd, seconds(*timeout));
+      std::cout << machine.name().str() << "\n";
+    });
+  });
+}
+
+void addRestartCommand(CLI::App& app) {
+  auto ids = std::make_shared<std::vector<std::string>>();
+  auto timeout = std::make_shared<int>(-1);
+  auto* command = addIdsCommand(app, "restart", "stop machines and start them again", ids);
+  addTimeout(*command, *timeout);
+  command->callback([ids, timeout] {
+    requireRoot("restart");
+    const Settings settings = readSettings();
+    Systemd systemd;
+    forEach(*ids, [&](const std::string& id) {
+      const Machine machine = findMachine(settings, id);
+      stopMachine(settings, machine, systemd, seconds(*timeout));
+      startMachine(settings, machine, systemd);
+      std::cout << machine.name().str() << "\n";
+    });
+  });
+}
+
+void addRemoveCommand(CLI::App& app) {
+  auto ids = std::make_shared<std::vector<std::string>>();
+  auto workspace = std::make_shared<bool>(false);
+  auto* command = addIdsCommand(app, "rm", "stop machines and forget them; workspaces are kept", ids);
+  command->add_flag("--workspace", *workspace, "remove the workspaces and all in them, too");
+  command->callback([ids, workspace] {
+    requireRoot("rm");
+    const Settings settings = readSettings();
+    Systemd systemd;
+    forEach(*ids, [&](const std::string& id) {
+      const Machine machine = findMachine(settings, id);
+      removeMachine(settings, machine, systemd, *workspace);
+      std::cout << machine.name().str() << "\n";
+    });
+  });
+}
+
+}  // namespace agentmachine

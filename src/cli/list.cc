@@ -1,0 +1,135 @@
+#include "observe/list.h"
+
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "system/host.h"
+#include "util/error.h"
+
+namespace agentmachine {
+
+namespace {
+
+template <class Value>
+nlohmann::ordered_json orNull(const std::optional<Value>& value) {
+  return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json(nullptr);
+}
+
+nlohmann::ordered_json toJson(const MachineStatus& status) {
+  const auto& [card, allocation] = status.machine;
+  nlohmann::ordered_json json = {
+      {"id", card.id.str()},
+      {"machine", status.machine.name().str()},
+      {"state", toString(status.state)},
+      {"leader", orNull(status.leader)},
+      {"address", allocation.address.str()},
+      {"image", allocation.image},
+      {"workspace", card.workspace.str()},
+      {"since", status.since ? nlohmann::ordered_json(std::format("{:%FT%TZ}", *status.since)) : nullptr},
+      {"ttl_remaining_seconds", status.ttlRemaining ? nlohmann::ordered_json(status.ttlRemaining->count()) : nullptr},
+      {"memory_bytes", orNull(status.memoryBytes)},
+      {"tasks", orNull(status.tasks)},
+      {"unit", status.machine.name().unit()},
+  };
+  json["end"] = nullptr;
+  if (status.end) json["end"] = {{"result", status.end->result}, {"status", status.end->status}};
+  return json;
+}
+
+std::string stateForPeople(const MachineStatus& status) {
+  std::string text(toString(status.state));
+  if (status.state == MachineState::failed && status.end) text += " (" + status.end->result + " " + status.end->status + ")";
+  return text;
+}
+
+std::vector<std::string> tableRow(const MachineStatus& status) {
+  return {status.machine.card.id.str(),
+          stateForPeople(status),
+          status.machine.allocation.address.str(),
+          status.memoryBytes ? humanBytes(*status.memoryBytes) : "-",
+          status.tasks ? std::to_string(*status.tasks) : "-",
+          status.ttlRemaining ? humanDuration(*status.ttlRemaining) : "-",
+          status.since ? humanTime(*status.since) : "-",
+          status.machine.card.workspace.str()};
+}
+
+void printDetails(const MachineStatus& status) {
+  const auto row = [](const std::string& name, const std::string& value) {
+    std::cout << std::format("{:>12}: {}\n", name, value);
+  };
+  const auto& [card, allocation] = status.machine;
+  row("ID", card.id.str());
+  row("Machine", status.machine.name().str());
+  row("State", stateForPeople(status));
+  if (status.since) row("Since", humanTime(*status.since));
+  if (status.leader) row("Leader", std::to_string(*status.leader));
+  if (status.ttlRemaining) row("TTL left", humanDuration(*status.ttlRemaining));
+  row("Address", allocation.address.str());
+  row("Workspace", card.workspace.str());
+  row("Image", allocation.image);
+  row("Users", std::format("{}-{}", allocation.uidBase, allocation.uidBase + uidRangeSize - 1));
+  row("Memory", (status.memoryBytes ? humanBytes(*status.memoryBytes) + " of " : "at most ") +
+                    humanBytes(card.limits.memoryMb * 1024 * 1024));
+  row("Tasks", (status.tasks ? std::to_string(*status.tasks) + " of " : "at most ") +
+                   std::to_string(card.limits.maxProcesses));
+  row("Provider", std::string(toString(card.apiProvider)));
+  std::string hosts;
+  for (const auto& host : card.allowedHosts) hosts += (hosts.empty() ? "" : ", ") + host.str();
+  row("Hosts", hosts.empty() ? "the provider only" : hosts);
+  row("Unit", status.machine.name().unit());
+}
+
+}  // namespace
+
+void addListCommand(CLI::App& app) {
+  auto* command = app.add_subcommand("ls", "list machines");
+  auto json = std::make_shared<bool>(false);
+  command->add_flag("--json", *json, "print a JSON array");
+  command->callback([json] {
+    requireRoot("ls");
+    const Settings settings = readSettings();
+    Systemd systemd;
+    const auto statuses = listMachines(settings, systemd);
+    if (*json) {
+      auto array = nlohmann::ordered_json::array();
+      for (const auto& status : statuses) array.push_back(toJson(status));
+      std::cout << array.dump(2) << "\n";
+      return;
+    }
+    if (statuses.empty()) {
+      std::cerr << "no machines; `agentmachine create CARD` makes one\n";
+      return;
+    }
+    std::vector<std::vector<std::string>> rows;
+    for (const auto& status : statuses) rows.push_back(tableRow(status));
+    printTable({"ID", "STATE", "ADDRESS", "MEMORY", "TASKS", "TTL", "SINCE", "WORKSPACE"}, rows);
+  });
+}
+
+void addShowCommand(CLI::App& app) {
+  auto* command = app.add_subcommand("show", "show one machine");
+  auto id = std::make_shared<std::string>();
+  auto json = std::make_shared<bool>(false);
+  command->add_option("ID", *id, "agent id")->required();
+  command->add_flag("--json", *json, "print a JSON object");
+  command->callback([id, json] {
+    requireRoot("show");
+    const Settings settings = readSettings();
+    const Machine wanted = findMachine(settings, *id);
+    Systemd systemd;
+    for (const auto& status : listMachines(settings, systemd)) {
+      if (status.machine.card.id != wanted.card.id) continue;
+      if (!*json) return printDetails(status);
+      auto object = toJson(status);
+      object["card"] = nlohmann::ordered_json::parse(toJson(status.machine.card));
+      std::cout << object.dump(2) << "\n";
+      return;
+    }
+    throw Error("machine " + *id + " was removed meanwhile");
+  });
+}
+
+}  // namespace agentmachine

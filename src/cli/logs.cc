@@ -1,0 +1,34 @@
+#include <unistd.h>
+
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/common.h"
+#include "system/host.h"
+#include "util/error.h"
+
+namespace agentmachine {
+
+void addLogsCommand(CLI::App& app) {
+  auto* command = app.add_subcommand("logs", "show what a machine's payload and its unit logged");
+  auto id = std::make_shared<std::string>();
+  auto follow = std::make_shared<bool>(false);
+  auto lines = std::make_shared<int>(-1);
+  command->add_option("ID", *id, "agent id")->required();
+  command->add_flag("-f,--follow", *follow, "go on with what is logged from now on");
+  command->add_option("-n,--lines", *lines, "only the last lines")->check(CLI::NonNegativeNumber);
+  command->callback([=] {
+    requireRoot("logs");
+    const Machine machine = findMachine(readSettings(), *id);
+    std::vector<std::string> words = {"journalctl", "--unit=" + machine.name().unit()};
+    if (*follow) words.emplace_back("--follow");
+    if (*lines >= 0) words.push_back("--lines=" + std::to_string(*lines));
+    std::vector<char*> argv;
+    for (auto& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    execvp(argv[0], argv.data());
+    throw errnoError("run journalctl");
+  });
+}
+
+}  // namespace agentmachine

@@ -1,0 +1,69 @@
+// The command line: sets up diagnostics, adds the commands, turns an Error into a message and an exit status.
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <csignal>
+#include <iostream>
+
+#include "build_config.h"
+#include "cli/commands.h"
+#include "util/error.h"
+
+int main(int argc, char** argv) {
+  using namespace agentmachine;
+  // A reader that goes away is seen as EPIPE where we write.
+  std::signal(SIGPIPE, SIG_IGN);
+  auto log = spdlog::stderr_logger_st("agentmachine");
+  log->set_pattern("agentmachine: %v");
+  log->set_level(spdlog::level::warn);
+  spdlog::set_default_logger(log);
+
+  CLI::App app{"Machines for AI coding agents, on systemd-nspawn and systemd-machined", "agentmachine"};
+  app.set_version_flag("--version", "agentmachine " AGENTMACHINE_VERSION);
+  app.add_flag_callback("-v,--verbose", [] { spdlog::set_level(spdlog::level::debug); }, "say what is being done");
+  app.require_subcommand(1);
+  app.footer("agentmachine(1) explains each command, agentmachine-card(5) the card.");
+  app.set_help_all_flag("--help-all", "help of every command");
+
+  int status = success;
+  addCreateCommand(app);
+  addStartCommand(app);
+  addStopCommand(app);
+  addRestartCommand(app);
+  addRemoveCommand(app);
+  addListCommand(app);
+  addShowCommand(app);
+  addRunCommand(app, status);
+  addExecCommand(app, status);
+  addShellCommand(app, status);
+  addAttachCommand(app, status);
+  addLogsCommand(app);
+  addCheckCommand(app, status);
+  addPlanCommand(app);
+  addSchemaCommand(app);
+  addImageCommand(app);
+  addHookCommand(app);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::CallForAllHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::CallForVersion& version) {
+    return app.exit(version);
+  } catch (const CLI::ParseError& error) {
+    std::cerr << "agentmachine: " << error.what() << "\nTry: agentmachine";
+    for (const auto* command : app.get_subcommands()) std::cerr << " " << command->get_name();
+    std::cerr << " --help\n";
+    return usage;
+  } catch (const Error& error) {
+    std::cerr << "agentmachine: " << error.what() << "\n";
+    const bool runsACommand = app.got_subcommand("exec") || app.got_subcommand("run");
+    return runsACommand ? ownFailure : failure;
+  } catch (const std::exception& error) {
+    std::cerr << "agentmachine: " << error.what() << "\n";
+    return failure;
+  }
+  return status;
+}

@@ -1,0 +1,32 @@
+// The machines as they are now. Reads only; a constant number of D-Bus calls however many machines there are.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "plan/machine.h"
+#include "system/run_record.h"
+#include "system/systemd.h"
+
+namespace agentmachine {
+
+enum class MachineState { created, running, stopped, failed, expired };
+std::string_view toString(MachineState state);
+
+struct MachineStatus {
+  Machine machine;
+  MachineState state = MachineState::created;
+  std::optional<pid_t> leader;                        ///< while it runs
+  std::optional<std::chrono::sys_seconds> since;      ///< of the present run, or when the last one ended
+  std::optional<std::chrono::seconds> ttlRemaining;   ///< of the present run
+  std::optional<std::uint64_t> memoryBytes;
+  std::optional<std::uint64_t> tasks;
+  std::optional<EndRecord> end;                       ///< how the last run ended
+};
+
+/// Every machine of the state, by id; running ones are those of systemd's units, and limits are read from cgroups.
+std::vector<MachineStatus> listMachines(const Settings& settings, Systemd& systemd);
+
+}  // namespace agentmachine

@@ -1,0 +1,63 @@
+// A machine as it is kept: the card as accepted and what the host gave it. Names derived from them live here, once.
+// Pure: no I/O.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "card/card.h"
+#include "plan/host.h"
+
+namespace agentmachine {
+
+/// What the host gave one machine; kept in its state until it is removed.
+struct Allocation {
+  std::string image;          ///< content digest, "sha256-…"
+  Ipv4 address;               ///< inside, on the bridge's network
+  std::uint32_t uidBase = 0;  ///< first of the 65536 host uids the machine's users are mapped to
+  bool operator==(const Allocation&) const = default;
+};
+
+/// machine.json of the state. Throws Error if it is not what toJson wrote, or newer than this program knows.
+std::string toJson(const Allocation& allocation);
+Allocation parseAllocation(std::string_view json);
+
+/// Uid and gid of `agent` in every image, and of the payload and every shell in every machine.
+constexpr std::uint32_t agentUid = 65532;
+/// Users in one machine's range: nspawn demands 65536.
+constexpr std::uint32_t uidRangeSize = 65536;
+/// Where opencode's server listens, on the machine's own loopback.
+constexpr std::uint16_t serverPort = 4096;
+
+/// Host side of the machine's veth: "am-" and the address's place in the bridge's network, so that it is unique,
+/// known before the start, and fits IFNAMSIZ (15 characters).
+std::string hostInterface(const Settings& settings, Ipv4 address);
+
+/// 02:00 and the address: locally administered, unicast (IEEE 802), so that the pair can be checked by nft.
+std::string macAddress(Ipv4 address);
+
+/// Files and units of one machine. Each is rendered and can be thrown away, but for `state`.
+struct MachinePaths {
+  std::string state;        ///< directory: card.json and machine.json, the truth
+  std::string runtime;      ///< directory of what is rendered for this machine alone, root's
+  std::string settings;     ///< the .nspawn file
+  std::string dropIn;       ///< of systemd-nspawn@agent-x.service
+  std::string rootLink;     ///< /run/machines/agent-x, to the image's tree
+  std::string opencode;     ///< opencode.json, bound over the image's
+  std::string credentials;  ///< directory bound into the machine for its PID 1 alone
+  std::string policy;       ///< what the proxy lets this address do
+  std::string key;          ///< the API key as delivered to the broker; only while the machine runs
+  std::string ttlTimer;     ///< unit name of the transient timer
+};
+MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 address);
+
+/// A card and what the host gave it.
+struct Machine {
+  Card card;
+  Allocation allocation;
+  [[nodiscard]] MachineName name() const { return MachineName(card.id); }
+};
+
+}  // namespace agentmachine

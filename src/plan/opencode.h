@@ -1,0 +1,24 @@
+// What opencode is told: its configuration, its environment and its command line. Pure: no I/O.
+#pragma once
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "plan/machine.h"
+
+namespace agentmachine {
+
+/// /etc/opencode/opencode.json of the machine: the provider behind the broker, no updates, no sharing. It beats the
+/// workspace's own opencode.json key by key.
+std::string renderOpencodeConfig(const Card& card, const Settings& settings);
+
+/// The payload's environment, in order: proxy, quiet mode, then the card's own variables.
+std::vector<std::pair<std::string, std::string>> machineEnvironment(const Card& card, const Settings& settings);
+
+/// The payload: the card's command, else opencode's server on the machine's loopback.
+std::vector<std::string> payloadCommand(const Card& card);
+
+/// "provider/model" as opencode writes it, or "" if the card names none: then opencode chooses, of those it knows.
+std::string opencodeModel(const Card& card);
+
+}  // namespace agentmachine

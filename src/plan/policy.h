@@ -1,0 +1,51 @@
+// What the egress proxy lets one machine do, and the file that says so: one per machine, named by its
+// address. Pure: no I/O.
+#pragma once
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "card/card.h"
+#include "plan/host.h"
+
+namespace agentmachine {
+
+/// The request header in which a provider expects the API key.
+enum class KeyHeader {
+  none,     ///< the provider wants none, or the card gives none
+  xApiKey,  ///< "x-api-key: KEY" (Anthropic)
+  bearer,   ///< "Authorization: Bearer KEY" (OpenAI and those that copy it)
+};
+
+/// The provider that a machine reaches through the broker's port: the path of a request is appended to
+/// `upstream`.
+struct Broker {
+  Url upstream;
+  KeyHeader header = KeyHeader::none;
+  bool operator==(const Broker&) const = default;
+};
+
+struct Policy {
+  AgentId agent;
+  std::vector<HostPattern> hosts;  ///< reachable through the proxy's port; empty: nothing but the broker
+  std::optional<Broker> broker;    ///< absent: the broker's port refuses
+  std::optional<Url> parent;       ///< the proxy that ours goes through instead of connecting itself
+  bool operator==(const Policy&) const = default;
+};
+
+/// The card's hosts as they are, the provider through the broker alone. A provider's host is reachable
+/// directly only if the card lists it: a tunnel would carry a key of somebody else's as well.
+Policy policyFor(const Card& card, const Settings& settings);
+
+/// Whether a card's `proxy` is one of the spellings of our own proxy: 127.0.0.1 or the gateway, and its port.
+bool isOwnProxy(const Url& proxy, const Settings& settings);
+
+/// The policy file: one JSON object.
+std::string renderPolicy(const Policy& policy);
+
+/// Reads what renderPolicy wrote. Throws Error on anything else: a policy that isn't understood allows
+/// nothing.
+Policy parsePolicy(std::string_view json);
+
+}  // namespace agentmachine

@@ -1,0 +1,204 @@
+#include "plan/squid.h"
+
+#include <algorithm>
+#include <format>
+#include <vector>
+
+#include "card/card.h"
+#include "util/error.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace {
+
+/// squid.conf has no quoting that can be relied on, so what would need it is refused.
+const std::string& plain(const std::string& path) {
+  const bool good = !path.empty() && std::ranges::all_of(path, [](unsigned char c) {
+    return std::isalnum(c) || std::string_view("/._-+@:=,").contains(static_cast<char>(c));
+  });
+  if (!good) throw Error("render squid.conf: \"" + path + "\" has a character that squid.conf can't hold");
+  return path;
+}
+
+constexpr std::string_view fixed = R"(
+# Nothing is kept: no cache, no management interface, no other protocol, no trace of the host in requests.
+cache deny all
+cache_mem 8 MB
+cache_store_log none
+memory_pools off
+coredump_dir none
+pid_filename none
+pinger_enable off
+icp_port 0
+htcp_port 0
+snmp_port 0
+global_internal_static off
+digest_generation off
+via off
+forwarded_for delete
+httpd_suppress_version_string on
+visible_hostname agentmachine-proxy
+unique_hostname agentmachine-proxy
+email_err_data off
+# Section 84 would quote a helper's reply, and with it a key, when it can't make sense of it.
+cache_log /dev/null
+debug_options ALL,1 84,0
+
+# A machine can waste its own share of these, not the others'.
+max_filedescriptors 16384
+request_header_max_size 64 KB
+reply_header_max_size 64 KB
+request_body_max_size 64 MB
+client_request_buffer_max_size 512 KB
+pipeline_prefetch 0
+request_start_timeout 30 seconds
+request_timeout 30 seconds
+client_idle_pconn_timeout 1 minute
+connect_timeout 20 seconds
+forward_timeout 30 seconds
+# Models think for minutes before the first byte.
+read_timeout 15 minutes
+half_closed_clients off
+shutdown_lifetime 2 seconds
+positive_dns_ttl 1 minute
+negative_dns_ttl 5 seconds
+)";
+
+constexpr std::string_view rules = R"(
+acl broker_port myportname broker
+acl too_many maxconn 128
+acl first_step at_step SslBump1
+acl second_step at_step SslBump2
+acl private dst 0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/3
+# What carries IPv4 addresses is in the list because it could carry one of the above. ::ffff:0:0/96 isn't: squid takes
+# mapped addresses for the IPv4 addresses that they are, and here for all of them.
+acl private dst ::/128 ::1/128 64:ff9b::/96 64:ff9b:1::/48 2002::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
+
+# These match always and note, for the log, why.
+acl because_too_many annotate_transaction decision=deny reason=too-many-connections
+acl because_private annotate_transaction decision=deny reason=private-address
+acl because_no_route annotate_transaction decision=deny reason=broker-failed
+
+acl flood all-of too_many because_too_many
+acl inside all-of private !may_be_private because_private
+acl broker_inside all-of private !may_be_private !own_ollama because_private
+
+# The machine's own policy first: nothing is resolved for a host that isn't on it.
+acl tunnel_or_request all-of !broker_port !flood listed !inside
+acl to_provider all-of broker_port !flood brokered
+http_access deny manager
+http_access allow to_provider
+http_access allow tunnel_or_request
+# 407, because any other refusal of a CONNECT is sent inside a TLS session with a certificate nobody trusts.
+deny_info 407:ERR_ACCESS_DENIED CONNECT
+http_access deny CONNECT
+http_access deny all
+
+# A tunnel is for the host it was opened for. Resolved once more: that is as close to the connection as it gets.
+ssl_bump peek first_step
+ssl_bump splice second_step same_host !inside
+ssl_bump terminate all
+
+# The broker: the policy helper named the provider's URL in a note, the rewriter puts it in place of the machine's.
+acl unrewritten dstdomain -n broker.invalid
+acl not_provider all-of unrewritten because_no_route
+url_rewrite_access allow broker_port
+url_rewrite_access deny all
+url_rewrite_extras "%note{upstream}"
+adapted_http_access deny broker_port not_provider
+adapted_http_access deny broker_port broker_inside
+adapted_http_access allow all
+
+# Whatever key the machine sent is taken out; the card's goes in.
+acl wants_x_api_key note key_header x-api-key
+acl wants_bearer note key_header bearer
+request_header_access X-Api-Key deny broker_port
+request_header_access Authorization deny broker_port
+request_header_access Cookie deny broker_port
+request_header_add X-Api-Key "%note{api_key}" wants_x_api_key
+request_header_add Authorization "Bearer %note{api_key}" wants_bearer
+reply_header_access X-Cache deny all
+reply_header_access X-Cache-Lookup deny all
+reply_header_access Cache-Status deny all
+)";
+
+/// Everything that a machine can influence is percent-encoded (#), which leaves nothing that JSON would mind.
+constexpr std::string_view logFormat =
+    R"({"ts":%ts.%03tu,"agent":"%#note{agent}","src":"%>a","method":"%#rm","host":"%#>rd","port":"%#>rP",)"
+    R"("url":"%#ru","upstream":"%#note{upstream}","sni":"%#ssl::>sni","decision":"%#note{decision}",)"
+    R"("rule":"%#note{rule}","reason":"%#note{reason}","status":"%>Hs","squid":"%Ss","error":"%#err_code",)"
+    R"("server":"%<a","up":%>st,"down":%<st,"ms":%tr})";
+
+std::string helpers(const Settings& settings, const SquidPaths& paths) {
+  const std::string& helper = plain(paths.helper);
+  const std::string policies = plain(settings.runtimeDirectory) + "/policy";
+  // Never cached: a policy that changes counts for the next request.
+  const auto question = [&](std::string_view name, std::string_view tokens, std::string_view arguments) {
+    return std::format(
+        "external_acl_type {0} ttl=0 negative_ttl=0 cache=0 children-max=1 children-startup=1 "
+        "concurrency=1024 "
+        "ipv4 {1} {2} {0} {3}\n",
+        name, tokens, helper, arguments);
+  };
+  return question("request", "%>a %>rm %>rs %>rd %>rP", policies) +
+         question("sni", "%>a %>rd %ssl::>sni", policies) +
+         question("broker", "%>a %>rm %>rp", policies + " " + settings.runtimeDirectory + "/keys") +
+         "acl listed external request\nacl same_host external sni\nacl brokered external broker\n" +
+         std::format("url_rewrite_program {} rewrite\n", helper) +
+         "url_rewrite_children 1 startup=1 idle=1 concurrency=1024 queue-size=1024 "
+         "on-persistent-overload=ERR\n";
+}
+
+/// Names that may resolve to private addresses, each with its port: dstdomain knows no ports.
+std::string privateHosts(const Settings& settings) {
+  std::string text = "# The host's settings let these resolve to private addresses.\n";
+  int number = 0;
+  for (const auto& host : settings.privateHosts) {
+    ++number;
+    text += std::format("acl private_name_{} dstdomain -n {}{}\n", number, host.subdomains ? "." : "",
+                        host.name.str()) +
+            std::format("acl private_port_{} port {}\n", number, host.port) +
+            std::format("acl may_be_private all-of private_name_{0} private_port_{0}\n", number);
+  }
+  if (number == 0) text += "acl may_be_private any-of !all\n";
+  const auto ollama = defaultApiBaseUrl(ApiProvider::ollama).value();
+  return text + std::format("acl own_ollama_host dstdomain -n {}\n", ollama.host) +
+         std::format("acl own_ollama_port port {}\n", ollama.port) +
+         "acl own_ollama all-of own_ollama_host own_ollama_port\n";
+}
+
+/// Machines whose policy names a parent go through it and no other way, the rest never do.
+std::string parents(const Settings& settings) {
+  std::string text;
+  int number = 0;
+  for (const auto& parent : settings.parentProxies) {
+    ++number;
+    text += std::format("acl through_{} note parent {}\n", number, parent.str()) +
+            std::format("cache_peer {} parent {} 0 no-query no-digest no-netdb-exchange name=parent_{}{}\n",
+                        parent.host, parent.port, number, parent.tls ? " tls" : "") +
+            std::format("cache_peer_access parent_{0} allow through_{0}\n", number) +
+            std::format("cache_peer_access parent_{} deny all\n", number) +
+            std::format("never_direct allow through_{}\n", number);
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string renderSquidConf(const Settings& settings, const SquidPaths& paths) {
+  const std::string gateway = settings.gateway.str();
+  return "# Rendered by agentmachine; changes are lost when agentmachine-proxy.service starts.\n" +
+         std::format("http_port {}:{} ssl-bump tls-cert={} generate-host-certificates=off\n", gateway,
+                     settings.proxyPort, plain(paths.certificate)) +
+         std::format("http_port {}:{} accel allow-direct defaultsite=broker.invalid no-vhost name=broker\n",
+                     gateway, settings.brokerPort) +
+         "tls_outgoing_options min-version=1.2" +
+         (settings.proxyCaFile ? " default-ca=off cafile=" + plain(*settings.proxyCaFile) : "") + "\n" +
+         std::string(fixed) + helpers(settings, paths) + privateHosts(settings) + std::string(rules) +
+         parents(settings) +
+         std::format("logformat decisions {}\naccess_log {} logformat=decisions\n", logFormat,
+                     plain(paths.accessLog));
+}
+
+}  // namespace agentmachine

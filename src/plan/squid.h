@@ -1,0 +1,22 @@
+// The configuration of the egress proxy, as text for squid(8). Pure: no I/O. It names no machine and no key:
+// those are the policy helper's, so that squid never reloads for them.
+#pragma once
+#include <string>
+
+#include "plan/host.h"
+
+namespace agentmachine {
+
+/// Where squid finds what it works with.
+struct SquidPaths {
+  std::string helper;       ///< the program agentmachine-policy
+  std::string certificate;  ///< PEM with key; squid wants one to look into TLS, never shows it
+  std::string accessLog = "syslog:daemon.info";  ///< a squid log module and where it writes
+};
+
+/// squid.conf for squid 6 built with OpenSSL, run as `squid -N -n agentmachine -f FILE`. Policies are read
+/// from `policy/ADDRESS` and keys from `keys/ADDRESS` below Settings::runtimeDirectory. Throws Error for a
+/// path that can't be written in squid.conf.
+std::string renderSquidConf(const Settings& settings, const SquidPaths& paths);
+
+}  // namespace agentmachine

@@ -1,0 +1,85 @@
+#include "plan/unit.h"
+
+#include <algorithm>
+#include <format>
+
+#include "plan/ini.h"
+
+namespace agentmachine {
+
+namespace {
+
+// What systemd-nspawn itself needs to build a machine with private users and network; found by taking away one at a
+// time. The machine's own set is smaller still (see nspawn.cc).
+constexpr auto nspawnBoundingSet =
+    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_MKNOD CAP_NET_ADMIN "
+    "CAP_SETFCAP CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_SYS_ADMIN CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_RESOURCE";
+
+void setHooks(IniFile& file, const Machine& machine, const std::string& program) {
+  // '+': outside the unit's own sandbox, as root of the host.
+  const auto hook = [&](std::string_view name) {
+    return std::format("+{} hook {} {}", escapeSpecifiers(program), name, machine.card.id.str());
+  };
+  file.set("ExecStartPre", hook("prepare")).set("ExecStartPost", hook("attach")).set("ExecStopPost", hook("release"));
+}
+
+void setLimits(IniFile& file, const ResourceLimits& limits) {
+  file.set("MemoryMax", std::format("{}M", limits.memoryMb))
+      .set("MemorySwapMax", "0")
+      .set("CPUWeight", std::to_string(cpuWeight(limits.cpuShares)));
+  if (limits.cpuQuotaPercent) file.set("CPUQuota", std::format("{}%", *limits.cpuQuotaPercent));
+  // The card counts the agent's processes; nspawn's two and PID 1 come on top.
+  file.set("TasksMax", std::to_string(limits.maxProcesses + 3))
+      .set("OOMPolicy", "continue")
+      // PID 1 raises the payload's again, so that the payload goes first.
+      .set("OOMScoreAdjust", "-500");
+}
+
+void setHardening(IniFile& file, const Settings& settings) {
+  file.set("PrivateMounts", "yes")
+      .set("CapabilityBoundingSet", nspawnBoundingSet)
+      .set("RestrictAddressFamilies", "AF_UNIX AF_INET AF_NETLINK")
+      .set("RestrictSUIDSGID", "yes")
+      .set("RestrictRealtime", "yes")
+      .set("LockPersonality", "yes")
+      .set("SystemCallArchitectures", "native")
+      .set("ProtectClock", "yes")
+      .set("ProtectKernelModules", "yes")
+      .set("KeyringMode", "private")
+      // The template allows loop and block devices; none is needed here.
+      .set("DeviceAllow", "")
+      .set("DeviceAllow", "char-pts rw")
+      .set("DeviceAllow", "/dev/net/tun m")
+      .set("DeviceAllow", "/dev/fuse m")
+      .set("IPAddressDeny", "any")
+      .set("IPAddressAllow", "localhost")
+      .set("IPAddressAllow", settings.gateway.str());
+}
+
+}  // namespace
+
+std::uint64_t cpuWeight(std::uint64_t cpuShares) {
+  return std::clamp<std::uint64_t>(cpuShares * 100 / 1024, 1, 10000);
+}
+
+std::string renderDropIn(const Machine& machine, const Settings& settings, const std::string& program) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  IniFile file;
+  file.comment("Rendered by agentmachine from the card of " + machine.card.id.str() +
+               "; changes are lost. Drop-ins that sort later win.")
+      .section("Unit")
+      .set("Description", "Agent " + machine.card.id.str())
+      // nspawn's template alone would start the image writable and with the host's network.
+      .set("AssertPathExists", paths.settings)
+      .set("Requires", "agentmachine-network.service")
+      .set("Wants", "agentmachine-proxy.service")
+      .set("After", "agentmachine-network.service agentmachine-proxy.service");
+  if (machine.card.ttl.count() > 0) file.set("Wants", paths.ttlTimer);
+  file.section("Service").set("Slice", machineSlice);
+  setHooks(file, machine, program);
+  setLimits(file, machine.card.limits);
+  setHardening(file, settings);
+  return file.str();
+}
+
+}  // namespace agentmachine

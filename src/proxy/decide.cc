@@ -1,0 +1,82 @@
+#include "proxy/decide.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace {
+
+std::string lowered(std::string_view text) {
+  std::string lower(text);
+  for (char& c : lower)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  return lower;
+}
+
+bool matches(const HostPattern& pattern, const HostName& host) {
+  if (host == pattern.name) return true;
+  return pattern.subdomains && host.str().ends_with("." + pattern.name.str());
+}
+
+/// What may stand in a path; not '%', so that nobody can decode it into something else, nor '\'.
+bool isPathCharacter(unsigned char c) {
+  return std::isalnum(c) || std::string_view("-._~!$&'()*+,;=:@/").contains(static_cast<char>(c));
+}
+
+/// What may stand in a query (RFC 3986, 3.4).
+bool isQueryCharacter(unsigned char c) {
+  return isPathCharacter(c) || c == '%' || c == '?';
+}
+
+/// A path that means one thing to everybody: absolute, no empty part, no "." or "..".
+bool isPlainPath(std::string_view path) {
+  if (!path.starts_with('/') || !std::ranges::all_of(path, isPathCharacter)) return false;
+  const auto parts = split(path.substr(1), '/');
+  return std::ranges::none_of(parts, [](const auto& part) { return part == "." || part == ".."; }) &&
+         std::find(parts.begin(), parts.end() - 1, "") == parts.end() - 1;
+}
+
+}  // namespace
+
+Decision decideRequest(const Policy& policy, std::string_view method, std::string_view scheme,
+                       std::string_view host, std::string_view port) {
+  if (method != "CONNECT" && scheme != "http") return {.reason = "scheme-not-allowed"};
+  // No spelling of an IP address is a HostName.
+  const auto name = HostName::parse(lowered(host));
+  if (!name) return {.reason = "not-a-host-name"};
+  const HostPattern* otherPort = nullptr;
+  for (const auto& pattern : policy.hosts) {
+    if (!matches(pattern, *name)) continue;
+    if (std::to_string(pattern.port) == port)
+      return {.allowed = true, .reason = "listed", .rule = pattern.str()};
+    otherPort = &pattern;
+  }
+  if (otherPort) return {.reason = "port-not-listed", .rule = otherPort->str()};
+  return {.reason = "host-not-listed"};
+}
+
+Decision decideServerName(std::string_view host, std::string_view serverName) {
+  const std::string expected = lowered(host), actual = lowered(serverName);
+  if (actual.empty() || actual == "-") return {.reason = "no-server-name"};
+  if (actual != expected) return {.reason = "other-server-name"};
+  return {.allowed = true, .reason = "listed"};
+}
+
+Decision decideBroker(const Policy& policy, std::string_view method, std::string_view target) {
+  if (!policy.broker) return {.reason = "no-provider"};
+  const auto& upstream = policy.broker->upstream;
+  const auto deny = [&](std::string_view reason) {
+    return Decision{.reason = reason, .rule = upstream.str()};
+  };
+  if (method != "GET" && method != "POST") return deny("method-not-allowed");
+  if (policy.broker->header != KeyHeader::none && !upstream.tls) return deny("key-without-tls");
+  const auto path = target.substr(0, target.find('?'));
+  const auto query = target.substr(path.size());
+  if (!isPlainPath(path) || !std::ranges::all_of(query, isQueryCharacter)) return deny("path-not-allowed");
+  return {.allowed = true, .reason = "provider", .rule = upstream.str()};
+}
+
+}  // namespace agentmachine

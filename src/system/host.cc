@@ -1,0 +1,160 @@
+#include "system/host.h"
+
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/openat2.h>
+#include <poll.h>
+#include <pwd.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+
+#include "build_config.h"
+#include "system/image_store.h"
+#include "util/error.h"
+#include "util/fd.h"
+#include "util/file.h"
+#include "util/process.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::size_t maxStateBytes = 2 * maxCardBytes;
+
+/// A user namespace of its own, for trying an idmapped mount with; empty if the kernel gives none.
+Fd userNamespace() {
+  int ready[2];
+  if (pipe2(ready, O_CLOEXEC) < 0) return {};
+  Fd readEnd{ready[0]}, writeEnd{ready[1]};
+  const pid_t child = fork();
+  if (child == 0) {
+    if (unshare(CLONE_NEWUSER) == 0) (void)!write(writeEnd.get(), "x", 1);
+    pause();
+    _exit(0);
+  }
+  if (child < 0) return {};
+  writeEnd.reset();
+  char byte = 0;
+  Fd space;
+  if (read(readEnd.get(), &byte, 1) == 1) {
+    const fs::path process = "/proc/" + std::to_string(child);
+    std::ofstream(process / "uid_map") << "0 0 65536\n";
+    std::ofstream(process / "gid_map") << "0 0 65536\n";
+    space = Fd{open((process / "ns/user").c_str(), O_RDONLY | O_CLOEXEC)};
+  }
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  return space;
+}
+
+/// Tries what nspawn will do: no list of file systems can be right for every kernel.
+bool canIdmap(const std::string& path) {
+  const Fd tree{static_cast<int>(syscall(SYS_open_tree, AT_FDCWD, path.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC))};
+  const Fd space = userNamespace();
+  if (!tree || !space) return false;
+  mount_attr attributes{};
+  attributes.attr_set = MOUNT_ATTR_IDMAP;
+  attributes.userns_fd = static_cast<std::uint64_t>(space.get());
+  return syscall(SYS_mount_setattr, tree.get(), "", AT_EMPTY_PATH, &attributes, sizeof attributes) == 0;
+}
+
+bool leadsThroughLink(const std::string& path) {
+  open_how how{};
+  how.flags = O_PATH | O_CLOEXEC;
+  how.resolve = RESOLVE_NO_SYMLINKS;
+  const Fd fd{static_cast<int>(syscall(SYS_openat2, AT_FDCWD, path.c_str(), &how, sizeof how))};
+  return !fd && errno == ELOOP;
+}
+
+std::string fileSystemOf(const std::string& path) {
+  const auto result = runProcess({"stat", "--file-system", "--format=%T", "--", path});
+  return result.status == 0 ? trim(result.output) : "unknown";
+}
+
+Owner ownerOfNewWorkspaces(const Settings& settings) {
+  if (const char* uid = getenv("SUDO_UID")) {
+    const auto* user = getpwuid(static_cast<uid_t>(std::strtoul(uid, nullptr, 10)));
+    if (user && user->pw_uid != 0) return {user->pw_uid, user->pw_gid};
+  }
+  if (const auto* user = getpwnam(settings.workspaceUser.c_str())) return {user->pw_uid, user->pw_gid};
+  throw Error("there is no user \"" + settings.workspaceUser +
+              "\" to own new workspaces: run systemd-sysusers, or name another in `workspace_user` of " + settingsPath);
+}
+
+}  // namespace
+
+Settings readSettings() {
+  return parseSettings(readFileIfExists(settingsPath, maxCardBytes).value_or(""), settingsPath);
+}
+
+gid_t proxyGroup(const Settings& settings) {
+  if (const auto* user = getpwnam(settings.proxyUser.c_str())) return user->pw_gid;
+  throw Error("there is no user \"" + settings.proxyUser + "\" for the proxy: run systemd-sysusers");
+}
+
+std::optional<Machine> readMachine(const Settings& settings, const AgentId& id) {
+  const fs::path directory = fs::path(settings.stateDirectory) / "machines" / id.str();
+  const auto allocation = readFileIfExists(directory / "machine.json", maxStateBytes);
+  // machine.json is written last: without it a `create` was killed, and the next one finishes it.
+  if (!allocation) return std::nullopt;
+  const auto cardPath = directory / "card.json";
+  auto card = parseCard(readFile(cardPath, maxStateBytes), CardFormat::json);
+  if (!card) throw Error(trim(describe(cardPath.string(), card.error())));
+  return Machine{std::move(*card), inContext("read " + (directory / "machine.json").string(),
+                                             [&] { return parseAllocation(*allocation); })};
+}
+
+std::map<std::string, Machine> readMachines(const Settings& settings) {
+  std::map<std::string, Machine> machines;
+  const fs::path directory = fs::path(settings.stateDirectory) / "machines";
+  std::error_code absent;
+  for (const auto& entry : fs::directory_iterator(directory, absent)) {
+    // What is no id is a left-over of a killed `rm`.
+    const auto id = AgentId::parse(entry.path().filename().string());
+    if (!id) continue;
+    if (auto machine = readMachine(settings, *id)) machines.emplace(id->str(), std::move(*machine));
+  }
+  return machines;
+}
+
+WorkspaceFacts workspaceFacts(const std::string& path) {
+  WorkspaceFacts facts;
+  struct stat st{};
+  facts.throughLink = leadsThroughLink(path);
+  facts.exists = stat(path.c_str(), &st) == 0;
+  facts.directory = facts.exists && S_ISDIR(st.st_mode);
+  if (facts.exists) facts.owner = {st.st_uid, st.st_gid};
+  // A workspace that isn't there yet will be on the file system of the lowest directory that is.
+  fs::path existing = path;
+  while (!fs::exists(existing) && existing != existing.root_path()) existing = existing.parent_path();
+  facts.idmappable = canIdmap(existing.string());
+  facts.fileSystem = fileSystemOf(existing.string());
+  return facts;
+}
+
+Host snapshot(const Settings& settings, const std::vector<Card>& cards) {
+  Host host{.settings = settings,
+            .program = AGENTMACHINE_BINARY,
+            .init = AGENTMACHINE_LIBEXECDIR "/agentmachine-init",
+            .images = {},
+            .machines = readMachines(settings),
+            .workspaces = {},
+            .requester = ownerOfNewWorkspaces(settings),
+            .proxyGroup = proxyGroup(settings)};
+  for (const auto& image : ImageStore(settings.stateDirectory + "/images").list()) host.images.push_back(image.digest);
+  for (const auto& card : cards)
+    host.workspaces.emplace(card.workspace.str(), workspaceFacts(card.workspace.str()));
+  return host;
+}
+
+}  // namespace agentmachine

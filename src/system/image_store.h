@@ -1,0 +1,61 @@
+// The images on this host: read-only trees kept by the digest of what is in them. Never looks at machines:
+// which images are used is an argument.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "system/archive.h"
+
+namespace agentmachine {
+
+struct Image {
+  std::string digest;  ///< "sha256-" and the SHA-256 of the tree's manifest, 64 hexadecimal digits
+  std::string name;    ///< PRETTY_NAME of its os-release
+  std::string opencodeVersion;
+  std::uint64_t bytes = 0;  ///< sum of its files' sizes
+  std::chrono::sys_seconds imported;
+};
+
+/// The first digits of a digest, as `image ls` shows it.
+std::string shortDigest(const std::string& digest);
+
+/// What keeps a tree from being an image of ours, each as one sentence. Links are resolved inside the tree.
+std::vector<std::string> imageProblems(const std::filesystem::path& tree);
+
+/// DIRECTORY/sha256-…/{root/, manifest, image.json}. An image appears there whole or not at all; what a
+/// killed import or removal leaves behind is cleaned up by the next one.
+class ImageStore {
+ public:
+  explicit ImageStore(std::filesystem::path directory) : directory_(std::move(directory)) {}
+
+  /// The one imported last comes first: it is what new machines get. Throws Error that names a file it can't
+  /// read.
+  [[nodiscard]] std::vector<Image> list() const;
+
+  /// By digest, or by digits that only one digest begins with; "sha256-" or "sha256:" may precede. Throws
+  /// Error.
+  [[nodiscard]] Image find(std::string_view name) const;
+
+  /// Imports the tarball read from `archive`. One that is here already only becomes the newest. Throws Error
+  /// if the archive is refused (see unpack) or is no image (see imageProblems).
+  Image import(int archive, const UnpackLimits& limits = {}, const UnpackProgress& progress = {});
+
+  /// Throws Error if `inUse`, a set of digests, has it.
+  void remove(const Image& image, const std::set<std::string>& inUse);
+
+  /// Removes every image but the newest and those in use; returns what was removed.
+  std::vector<Image> prune(const std::set<std::string>& inUse);
+
+ private:
+  void discard(const std::string& digest);
+  void cleanUp();
+
+  std::filesystem::path directory_;
+};
+
+}  // namespace agentmachine

@@ -1,0 +1,64 @@
+#include "system/machined.h"
+
+#include <sdbus-c++/sdbus-c++.h>
+
+#include "util/error.h"
+
+namespace agentmachine {
+
+namespace {
+
+const sdbus::ServiceName service{"org.freedesktop.machine1"};
+const sdbus::ObjectPath managerPath{"/org/freedesktop/machine1"};
+constexpr auto managerInterface = "org.freedesktop.machine1.Manager";
+constexpr auto machineInterface = "org.freedesktop.machine1.Machine";
+
+}  // namespace
+
+std::vector<std::string> Machined::list() {
+  using Entry = sdbus::Struct<std::string, std::string, std::string, sdbus::ObjectPath>;
+  try {
+    std::vector<Entry> entries;
+    sdbus::createProxy(bus_, service, managerPath)
+        ->callMethod("ListMachines")
+        .onInterface(managerInterface)
+        .storeResultsTo(entries);
+    std::vector<std::string> names;
+    for (const auto& entry : entries) names.push_back(entry.get<0>());
+    return names;
+  } catch (const sdbus::Error& cause) {
+    throw Error("list machines: " + cause.getMessage());
+  }
+}
+
+pid_t Machined::leader(const std::string& machine) {
+  try {
+    sdbus::ObjectPath path;
+    sdbus::createProxy(bus_, service, managerPath)
+        ->callMethod("GetMachine")
+        .onInterface(managerInterface)
+        .withArguments(machine)
+        .storeResultsTo(path);
+    return static_cast<pid_t>(
+        sdbus::createProxy(bus_, service, path)->getProperty("Leader").onInterface(machineInterface).get<std::uint32_t>());
+  } catch (const sdbus::Error& cause) {
+    throw Error("find machine " + machine + ": " + cause.getMessage());
+  }
+}
+
+MachineTerminal Machined::openTerminal(const std::string& machine) {
+  try {
+    sdbus::UnixFd master;
+    std::string path;
+    sdbus::createProxy(bus_, service, managerPath)
+        ->callMethod("OpenMachinePTY")
+        .onInterface(managerInterface)
+        .withArguments(machine)
+        .storeResultsTo(master, path);
+    return {Fd{master.release()}, path};
+  } catch (const sdbus::Error& cause) {
+    throw Error("open a terminal in " + machine + ": " + cause.getMessage());
+  }
+}
+
+}  // namespace agentmachine

@@ -1,0 +1,125 @@
+#include "system/network.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <format>
+#include <nlohmann/json.hpp>
+
+#include "plan/machine.h"
+#include "plan/nftables.h"
+#include "util/error.h"
+#include "util/process.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace {
+
+bool interfaceExists(const std::string& name) { return std::filesystem::exists("/sys/class/net/" + name); }
+
+struct Prefix {
+  std::uint32_t network = 0;
+  unsigned length = 32;
+  [[nodiscard]] bool overlaps(const Prefix& other) const {
+    const unsigned shorter = std::min(length, other.length);
+    const std::uint32_t mask = shorter == 0 ? 0 : ~0u << (32 - shorter);
+    return (network & mask) == (other.network & mask);
+  }
+};
+
+/// "10.0.0.0/8" or "10.1.2.3"; nothing for "default".
+std::optional<Prefix> parsePrefix(const std::string& text) {
+  const auto parts = split(text, '/');
+  const auto address = Ipv4::parse(parts[0]);
+  if (!address) return std::nullopt;
+  return Prefix{address->value, parts.size() > 1 ? static_cast<unsigned>(std::stoul(parts[1])) : 32};
+}
+
+void refuseOverlap(const Settings& settings) {
+  const Prefix ours{settings.gateway.value, settings.prefixLength};
+  const auto routes = nlohmann::json::parse(runChecked({"ip", "-json", "-4", "route", "show", "table", "all"}));
+  for (const auto& route : routes) {
+    const auto destination = parsePrefix(route.value("dst", ""));
+    const std::string device = route.value("dev", "");
+    if (!destination || device == settings.bridge || device == "lo" || !destination->overlaps(ours)) continue;
+    throw Error(std::format("the network of the bridge {}, {}/{}, overlaps this host's route to {} through {}: choose "
+                            "another `address` in /etc/agentmachine/agentmachine.conf",
+                            settings.bridge, settings.gateway.str(), settings.prefixLength,
+                            route.value("dst", ""), device));
+  }
+}
+
+bool tableExists(const std::string& family) {
+  return runProcess({"nft", "list", "table", family, "agentmachine"}).status == 0;
+}
+
+}  // namespace
+
+void bringNetworkUp(const Settings& settings) {
+  inContext("set up the network", [&] {
+    refuseOverlap(settings);
+    // The rules first: a port that was left on the bridge passes nothing before them.
+    runChecked({"nft", "-f", "-"}, renderNftRuleset(settings));
+    std::string commands;
+    if (!interfaceExists(settings.bridge))
+      commands += std::format("link add name {} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n", settings.bridge);
+    commands += std::format(
+        "link set dev {0} addrgenmode none\n"
+        "address replace {1}/{2} dev {0}\n"
+        "link set dev {0} up\n",
+        settings.bridge, settings.gateway.str(), settings.prefixLength);
+    runChecked({"ip", "-batch", "-"}, commands);
+  });
+}
+
+void takeNetworkDown(const Settings& settings) {
+  inContext("take the network down", [&] {
+    if (interfaceExists(settings.bridge)) runChecked({"ip", "link", "delete", "dev", settings.bridge});
+    runChecked({"nft", "-f", "-"}, renderNftTeardown());
+  });
+}
+
+void checkNetworkGuards(const Settings& settings) {
+  for (const std::string family : {"bridge", "inet"})
+    if (!tableExists(family))
+      throw Error(std::format("the packet filter is not in place (nft table \"{} agentmachine\" is missing): "
+                              "systemctl restart agentmachine-network",
+                              family));
+  if (!interfaceExists(settings.bridge))
+    throw Error(std::format("the bridge {} is missing: systemctl restart agentmachine-network", settings.bridge));
+}
+
+void attachMachine(const Settings& settings, Ipv4 address, pid_t leader) {
+  const std::string interface = hostInterface(settings, address), mac = macAddress(address);
+  inContext("connect " + interface, [&] {
+    runChecked({"nft", "-f", "-"}, renderNftElementAdd(interface, mac, address));
+    runChecked({"ip", "-batch", "-"},
+               std::format("link set dev {0} addrgenmode none\n"
+                           "link set dev {0} master {1}\n"
+                           "link set dev {0} type bridge_slave isolated on learning off flood off mcast_flood off\n",
+                           interface, settings.bridge));
+    runChecked({"bridge", "fdb", "replace", mac, "dev", interface, "master", "static"});
+    const std::vector<std::string> inside = {"nsenter", std::format("--net=/proc/{}/ns/net", leader), "ip", "-batch", "-"};
+    // A route to the gateway and to nothing else: the machine has no neighbours to ask for.
+    runChecked(inside, std::format("link set dev host0 addrgenmode none address {}\n"
+                                   "address replace {}/32 dev host0\n",
+                                   mac, address.str()));
+    runChecked({"ip", "link", "set", "dev", interface, "up"});
+    // PID 1 inside waits for this before it starts the payload.
+    runChecked(inside, std::format("link set dev host0 up\n"
+                                   "route replace {} dev host0 scope link\n",
+                                   settings.gateway.str()));
+  });
+}
+
+void detachMachine(const Settings& settings, Ipv4 address) {
+  const std::string interface = hostInterface(settings, address);
+  inContext("disconnect " + interface, [&] {
+    // The interface goes with the machine's network namespace; only one that was killed half-way leaves it.
+    if (interfaceExists(interface)) runProcess({"ip", "link", "delete", "dev", interface});
+    if (tableExists("bridge"))
+      runChecked({"nft", "-f", "-"}, renderNftElementDelete(interface, macAddress(address), address));
+  });
+}
+
+}  // namespace agentmachine

@@ -1,0 +1,171 @@
+#include "system/systemd.h"
+
+#include <sdbus-c++/sdbus-c++.h>
+
+#include <charconv>
+#include <condition_variable>
+#include <csignal>
+#include <map>
+#include <mutex>
+
+#include "build_config.h"
+#include "system/clock.h"
+#include "util/error.h"
+
+namespace agentmachine {
+
+namespace {
+
+const sdbus::ServiceName service{"org.freedesktop.systemd1"};
+const sdbus::ObjectPath managerPath{"/org/freedesktop/systemd1"};
+constexpr auto managerInterface = "org.freedesktop.systemd1.Manager";
+
+using TransientProperty = sdbus::Struct<std::string, sdbus::Variant>;
+using AuxiliaryUnit = sdbus::Struct<std::string, std::vector<TransientProperty>>;
+using UnitEntry = sdbus::Struct<std::string, std::string, std::string, std::string, std::string, std::string,
+                                sdbus::ObjectPath, std::uint32_t, std::string, sdbus::ObjectPath>;
+
+/// Translates what the bus says; `what` is "verb object".
+template <class Call>
+auto translated(const std::string& what, Call&& call) {
+  try {
+    return call();
+  } catch (const sdbus::Error& cause) {
+    throw Error(what + ": " + cause.getMessage());
+  }
+}
+
+std::unique_ptr<sdbus::IProxy> manager(sdbus::IConnection& bus) {
+  return sdbus::createProxy(bus, service, managerPath);
+}
+
+template <class Value>
+Value managerProperty(sdbus::IConnection& bus, const std::string& name) {
+  return translated("ask systemd for " + name, [&] {
+    return manager(bus)->getProperty(name).onInterface(managerInterface).template get<Value>();
+  });
+}
+
+/// "257.13-1~deb13u1" → 257.
+int majorVersion(const std::string& version) {
+  int major = 0;
+  std::from_chars(version.data(), version.data() + version.size(), major);
+  return major;
+}
+
+}  // namespace
+
+Systemd::Systemd()
+    : bus_(translated("connect to the system bus", [] { return sdbus::createSystemBusConnection(); })) {
+  const auto version = managerProperty<std::string>(*bus_, "Version");
+  if (majorVersion(version) < AGENTMACHINE_SYSTEMD_MIN)
+    throw Error("this host runs systemd " + version + ", and agentmachine needs " +
+                std::to_string(AGENTMACHINE_SYSTEMD_MIN) + " or newer");
+  bus_->enterEventLoopAsync();
+}
+
+Systemd::~Systemd() { bus_->leaveEventLoop(); }
+
+void Systemd::runJob(const std::string& method, const std::string& unit,
+                     std::optional<std::chrono::seconds> killAfter) {
+  auto proxy = manager(*bus_);
+  // The job may end before its number is known here, so results are collected by job until ours is among them.
+  std::mutex mutex;
+  std::condition_variable ended;
+  std::map<std::string, std::string> results;
+  proxy->uponSignal("JobRemoved")
+      .onInterface(managerInterface)
+      .call([&](std::uint32_t, const sdbus::ObjectPath& job, const std::string&, const std::string& result) {
+        const std::scoped_lock lock(mutex);
+        results[job] = result;
+        ended.notify_all();
+      });
+  proxy->callMethod("Subscribe").onInterface(managerInterface);
+  sdbus::ObjectPath job;
+  proxy->callMethod(method).onInterface(managerInterface).withArguments(unit, "replace").storeResultsTo(job);
+  std::unique_lock lock(mutex);
+  const auto isEnded = [&] { return results.contains(job); };
+  if (killAfter && !ended.wait_for(lock, *killAfter, isEnded)) {
+    lock.unlock();
+    proxy->callMethod("KillUnit").onInterface(managerInterface).withArguments(unit, "all", std::int32_t{SIGKILL});
+    lock.lock();
+  }
+  ended.wait(lock, isEnded);
+  const std::string result = results.at(job);
+  lock.unlock();
+  proxy.reset();
+  if (result != "done") throw Error(unit + ": the job ended with \"" + result + "\"");
+}
+
+void Systemd::start(const std::string& unit) {
+  translated("start " + unit, [&] { runJob("StartUnit", unit); });
+}
+
+void Systemd::stop(const std::string& unit, std::optional<std::chrono::seconds> timeout) {
+  try {
+    runJob("StopUnit", unit, timeout);
+  } catch (const sdbus::Error& cause) {
+    if (cause.getName() == "org.freedesktop.systemd1.NoSuchUnit") return;
+    throw Error("stop " + unit + ": " + cause.getMessage());
+  }
+}
+
+void Systemd::resetFailed(const std::string& unit) {
+  try {
+    manager(*bus_)->callMethod("ResetFailedUnit").onInterface(managerInterface).withArguments(unit);
+  } catch (const sdbus::Error& cause) {
+    if (cause.getName() == "org.freedesktop.systemd1.NoSuchUnit") return;
+    throw Error("reset " + unit + ": " + cause.getMessage());
+  }
+}
+
+std::vector<UnitState> Systemd::listUnits(const std::string& pattern) {
+  return translated("list units", [&] {
+    std::vector<UnitEntry> entries;
+    manager(*bus_)
+        ->callMethod("ListUnitsByPatterns")
+        .onInterface(managerInterface)
+        .withArguments(std::vector<std::string>{}, std::vector<std::string>{pattern})
+        .storeResultsTo(entries);
+    std::vector<UnitState> units;
+    for (const auto& entry : entries) units.push_back({entry.get<0>(), entry.get<3>(), entry.get<4>()});
+    return units;
+  });
+}
+
+std::string Systemd::activeState(const std::string& unit) {
+  const auto units = listUnits(unit);
+  return units.empty() ? "inactive" : units.front().active;
+}
+
+std::chrono::microseconds Systemd::ensureTimer(const std::string& timer, const std::string& service,
+                                               const std::string& description, std::chrono::seconds after) {
+  // OnStartupSec= counts from when systemd came up, so it is an absolute time.
+  const std::chrono::microseconds startup(managerProperty<std::uint64_t>(*bus_, "UserspaceTimestampMonotonic"));
+  const auto deadline = monotonicNow() + after;
+  const auto fromStartup = static_cast<std::uint64_t>((deadline - startup).count());
+  using Timer = sdbus::Struct<std::string, std::uint64_t>;
+  const std::vector<TransientProperty> properties = {
+      {"Description", sdbus::Variant(description)},
+      {"TimersMonotonic", sdbus::Variant(std::vector<Timer>{{"OnStartupSec", fromStartup}})},
+      {"AccuracyUSec", sdbus::Variant(std::uint64_t{100'000})},
+      {"RemainAfterElapse", sdbus::Variant(false)},
+      {"StopWhenUnneeded", sdbus::Variant(true)},
+      {"Unit", sdbus::Variant(service)},
+  };
+  try {
+    sdbus::ObjectPath job;
+    manager(*bus_)
+        ->callMethod("StartTransientUnit")
+        .onInterface(managerInterface)
+        .withArguments(timer, "fail", properties, std::vector<AuxiliaryUnit>{})
+        .storeResultsTo(job);
+  } catch (const sdbus::Error& cause) {
+    // An automatic restart finds the timer of the first start running: that one counts.
+    if (cause.getName() != "org.freedesktop.systemd1.UnitExists")
+      throw Error("start " + timer + ": " + cause.getMessage());
+  }
+  return deadline;
+}
+
+}  // namespace agentmachine

@@ -1,0 +1,56 @@
+// systemd's manager over D-Bus: start, stop, look at and make units. Errors of D-Bus become Error here.
+#pragma once
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace sdbus {
+class IConnection;
+}
+
+namespace agentmachine {
+
+struct UnitState {
+  std::string name;
+  std::string active;  ///< ActiveState: active, activating, deactivating, inactive, failed
+  std::string sub;     ///< SubState
+};
+
+/// One connection to the system bus, and org.freedesktop.systemd1 on it.
+class Systemd {
+ public:
+  /// Connects. Throws Error if there is no system bus, or if systemd is older than this program was built for.
+  Systemd();
+  ~Systemd();
+
+  /// Enqueues a start job and waits for it. Throws Error if the job's result is not "done".
+  void start(const std::string& unit);
+  /// The same for a stop; a unit that is not loaded is stopped already. After `timeout` all its processes get SIGKILL.
+  void stop(const std::string& unit, std::optional<std::chrono::seconds> timeout = std::nullopt);
+  /// Forgets that a unit failed, so that it counts as inactive.
+  void resetFailed(const std::string& unit);
+
+  /// Units whose name matches the pattern (glob), loaded ones only. One call.
+  std::vector<UnitState> listUnits(const std::string& pattern);
+  /// ActiveState of one unit; "inactive" if it is not loaded.
+  std::string activeState(const std::string& unit);
+
+  /// Makes a transient timer that starts `service` once, `after` from now, and goes when nothing wants it any more.
+  /// Its deadline is absolute on the monotonic clock, so a daemon-reload doesn't move it (systemd issue 31914: one
+  /// with OnActiveSec= would start again). Does nothing if the timer is active already. The deadline is returned, on
+  /// CLOCK_MONOTONIC.
+  std::chrono::microseconds ensureTimer(const std::string& timer, const std::string& service, const std::string& description,
+                                        std::chrono::seconds after);
+
+  /// For the other classes of system/ that talk to the same bus.
+  [[nodiscard]] sdbus::IConnection& bus() { return *bus_; }
+
+ private:
+  void runJob(const std::string& method, const std::string& unit,
+              std::optional<std::chrono::seconds> killAfter = std::nullopt);
+  std::unique_ptr<sdbus::IConnection> bus_;
+};
+
+}  // namespace agentmachine

@@ -1,0 +1,131 @@
+# shellcheck shell=bash
+# For the scripts that run as root in the test host: assertions, waiting for events, and the two agents of the demo.
+# A suite sources this, calls check or ok and notOk, and ends with finish. Its lines are "ok NAME" and
+# "not ok NAME - WHY"; others begin with "#".
+set -euo pipefail
+exec </dev/null
+# shellcheck disable=SC2034
+lab=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+
+failures=0
+finished=
+
+ok() { echo "ok $1"; }
+
+notOk() {
+  echo "not ok $1 - $2"
+  failures=$((failures + 1))
+}
+
+# check NAME CMD…: ok if CMD succeeds; otherwise its output explains.
+check() {
+  local name=$1 output
+  shift
+  if output=$("$@" 2>&1); then
+    ok "$name"
+  else
+    notOk "$name" "$(tail -n 1 <<<"$output")"
+    echo "# ${output//$'\n'/$'\n'# }"
+  fi
+}
+
+# refused NAME PATTERN CMD…: ok if CMD fails and says what matches PATTERN.
+refused() {
+  local name=$1 pattern=$2 output
+  shift 2
+  if output=$("$@" 2>&1); then
+    notOk "$name" "succeeded: $*"
+  elif grep -qE -- "$pattern" <<<"$output"; then
+    ok "$name"
+  else
+    notOk "$name" "said: $output"
+  fi
+}
+
+is() {
+  [[ $1 == "$2" ]] || { echo "is \"$1\", should be \"$2\""; return 1; }
+}
+
+matches() {
+  [[ $1 =~ $2 ]] || { echo "\"$1\" does not match \"$2\""; return 1; }
+}
+
+finish() {
+  finished=yes
+  exit $((failures > 0))
+}
+
+# atExit CMD…: runs CMD when the script ends, the last given first.
+atExit=()
+atExit() { atExit+=("$(printf '%q ' "$@")"); }
+runAtExit() {
+  local status=$? n
+  for ((n = ${#atExit[@]} - 1; n >= 0; --n)); do eval "${atExit[n]}" >/dev/null 2>&1 || :; done
+  if [[ ${0%/*} == */suites && ! $finished ]]; then
+    echo "not ok ${0##*/} - ended early with status $status"
+    exit 1
+  fi
+}
+trap runAtExit EXIT
+
+# A place in the journal, for awaitJournal and journalSince.
+journalCursor() { journalctl --quiet --lines=1 --output=export --output-fields=MESSAGE | sed -n 's/^__CURSOR=//p'; }
+
+# awaitJournal CURSOR PATTERN ARG…: waits, up to two minutes, for a line of `journalctl ARG…` after CURSOR that matches,
+# and prints it.
+awaitJournal() {
+  local cursor=$1 pattern=$2 line reader status=1
+  shift 2
+  exec {reader}< <(exec timeout 120 journalctl --follow --lines=all --after-cursor="$cursor" --output=cat "$@")
+  local follower=$!
+  while read -r -u "$reader" line; do
+    [[ $line =~ $pattern ]] || continue
+    printf '%s\n' "$line"
+    status=0
+    break
+  done
+  exec {reader}<&-
+  kill "$follower" 2>/dev/null || :
+  [[ $status == 0 ]] || echo "no line like \"$pattern\" in: journalctl $*" >&2
+  return $status
+}
+
+# What the proxy decided: its JSON lines, for `proxyLog AGENT CURSOR` those of one agent after CURSOR.
+proxyLog() {
+  journalctl --quiet --unit=agentmachine-proxy.service --output=cat --after-cursor="$2" |
+    grep '^{' | jq -c --arg agent "$1" 'select(.agent == $agent)'
+}
+
+# awaitDecision CURSOR AGENT HOST: the proxy's line on what AGENT wanted of HOST.
+awaitDecision() {
+  awaitJournal "$1" "\"agent\":\"$2\".*\"host\":\"$3\"" --unit=agentmachine-proxy.service
+}
+
+# awaitServer CURSOR MACHINE: until opencode's server in a machine that was started after CURSOR listens.
+awaitServer() { awaitJournal "$1" 'server listening on' --unit="systemd-nspawn@$2.service"; }
+
+# awaitEnd CURSOR MACHINE: until the machine has stopped.
+awaitEnd() { awaitJournal "$1" '^Stopped ' --unit="systemd-nspawn@$2.service" _PID=1; }
+
+# writeDemoCards DIRECTORY: ada.json and bob.json, with workspaces below DIRECTORY.
+writeDemoCards() {
+  cat >"$1/ada.json" <<END
+{
+  "agent_id": "ada",
+  "workspace": "$1/ada",
+  "api_provider": "anthropic",
+  "api_key_file": "/run/lab-provider/api-key",
+  "resource_limits": { "memory_mb": 1536, "max_processes": 100 }
+}
+END
+  cat >"$1/bob.json" <<END
+{
+  "agent_id": "bob",
+  "workspace": "$1/bob",
+  "api_provider": "openai",
+  "api_key_file": "/run/lab-provider/api-key",
+  "resource_limits": { "memory_mb": 1024 },
+  "allowed_hosts": ["files.demo.test:80"]
+}
+END
+}

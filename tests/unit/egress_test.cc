@@ -1,0 +1,70 @@
+#include <gtest/gtest.h>
+
+#include "plan/nftables.h"
+#include "plan/squid.h"
+#include "util/error.h"
+
+namespace agentmachine {
+namespace {
+
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+TEST(Nftables, TakesItsNamesFromTheSettings) {
+  Settings settings;
+  settings.bridge = "br-agents";
+  settings.gateway = Ipv4{0xc0000201};
+  settings.proxyPort = 4128;
+  settings.proxyUser = "squid";
+  const auto text = renderNftRuleset(settings);
+  for (const auto* part : {"define BRIDGE = \"br-agents\"\n", "define GATEWAY = 192.0.2.1\n",
+                           "define SERVICES = { 4128, 8081 }\n", "define PROXY_USER = \"squid\"\n"})
+    EXPECT_TRUE(has(text, part)) << part;
+}
+
+TEST(Nftables, PrivatePortsAreOnlyThoseOfTheSettings) {
+  Settings settings;
+  EXPECT_FALSE(has(renderNftRuleset(settings), "tcp dport { 8443"));
+  settings.privateHosts = {HostPattern::parse("llm.example.org:8443").value()};
+  EXPECT_TRUE(has(renderNftRuleset(settings), "allowed_private tcp dport { 8443 } accept\n"));
+}
+
+TEST(Nftables, ElementsAreCheckedAndDeletedIdempotently) {
+  const Ipv4 address{0x0ad50002};
+  const std::string element =
+      "element bridge agentmachine agents { \"am-2\" . 02:00:0a:d5:00:02 . 10.213.0.2 }\n";
+  EXPECT_EQ(renderNftElementAdd("am-2", "02:00:0a:d5:00:02", address), "add " + element);
+  EXPECT_EQ(renderNftElementDelete("am-2", "02:00:0a:d5:00:02", address),
+            "add " + element + "delete " + element);
+  for (const auto* interface : {"eth0", "", "am-0123456789abc", "am-\"; flush", "am-*"})
+    EXPECT_THROW(renderNftElementAdd(interface, "02:00:0a:d5:00:02", address), Error) << interface;
+  for (const auto* mac : {"", "02:00:0a:d5:00", "02:00:0a:d5:00:0g", "02:00:0a:d5:00:02 }"})
+    EXPECT_THROW(renderNftElementAdd("am-2", mac, address), Error) << mac;
+}
+
+TEST(SquidConf, TakesItsNamesFromTheSettings) {
+  Settings settings;
+  settings.runtimeDirectory = "/run/x";
+  settings.proxyCaFile = "/etc/ca.pem";
+  settings.privateHosts = {HostPattern::parse("*.lan.example.org:8443").value()};
+  settings.parentProxies = {Url::parse("https://parent.example.org:3129").value()};
+  const auto text = renderSquidConf(settings, {.helper = "/opt/policy", .certificate = "/run/c.pem"});
+  for (const auto* part :
+       {"http_port 10.213.0.1:3128 ssl-bump tls-cert=/run/c.pem ", "http_port 10.213.0.1:8081 accel ",
+        "tls_outgoing_options min-version=1.2 default-ca=off cafile=/etc/ca.pem\n",
+        "acl private_name_1 dstdomain -n .lan.example.org\nacl private_port_1 port 8443\n",
+        "/opt/policy broker /run/x/policy /run/x/keys\n", "access_log syslog:daemon.info ",
+        "acl through_1 note parent https://parent.example.org:3129\n"
+        "cache_peer parent.example.org parent 3129 0 no-query no-digest no-netdb-exchange name=parent_1 "
+        "tls\n"})
+    EXPECT_TRUE(has(text, part)) << part;
+}
+
+TEST(SquidConf, RefusesPathsThatItCannotHold) {
+  for (const auto* path : {"", "/a b", "/a\nhttp_access allow all", "/a\"", "/a#b"})
+    EXPECT_THROW(renderSquidConf({}, {.helper = path, .certificate = "/c"}), Error) << path;
+}
+
+}  // namespace
+}  // namespace agentmachine

@@ -1,0 +1,187 @@
+#include "plan/policy.h"
+
+#include <gtest/gtest.h>
+
+#include "proxy/decide.h"
+#include "proxy/squid_helper.h"
+#include "util/error.h"
+
+namespace agentmachine {
+namespace {
+
+HostPattern pattern(const std::string& text) {
+  return HostPattern::parse(text).value();
+}
+Url url(const std::string& text) {
+  return Url::parse(text).value();
+}
+
+Policy policyWith(const std::vector<std::string>& hosts) {
+  Policy policy{.agent = AgentId::parse("alpha").value(), .hosts = {}, .broker = {}, .parent = {}};
+  for (const auto& host : hosts) policy.hosts.push_back(pattern(host));
+  policy.broker = Broker{url("https://llm.example.org/v1"), KeyHeader::xApiKey};
+  return policy;
+}
+
+Card cardOf(ApiProvider provider) {
+  return {.id = AgentId::parse("alpha").value(),
+          .workspace = AbsolutePath::parse("/mnt/agents/alpha").value(),
+          .apiProvider = provider};
+}
+
+TEST(Policy, ReadsWhatItWrote) {
+  Policy policy = policyWith({"a.example.org", "*.b.example.org:8443"});
+  EXPECT_EQ(parsePolicy(renderPolicy(policy)), policy);
+  policy.broker->header = KeyHeader::bearer;
+  policy.parent = url("http://parent.example.org:8080");
+  EXPECT_EQ(parsePolicy(renderPolicy(policy)), policy);
+  policy.broker.reset();
+  policy.hosts.clear();
+  EXPECT_EQ(parsePolicy(renderPolicy(policy)), policy);
+}
+
+TEST(Policy, RefusesWhatItDoesNotKnow) {
+  for (const auto* text :
+       {"", "{", "[]", "{}", R"({"agent":"a"})", R"({"agent":"a","hosts":["10.0.0.1"]})",
+        R"({"agent":"A B","hosts":[]})", R"({"agent":"a","hosts":[1]})",
+        R"({"agent":"a","hosts":[],"broker":{"upstream":"https://x.org","key_header":"y"}})",
+        R"({"agent":"a","hosts":[],"broker":{"upstream":"x","key_header":"none"}})"})
+    EXPECT_THROW(parsePolicy(text), Error) << text;
+}
+
+TEST(Policy, WithoutHostsThereIsOnlyTheBroker) {
+  Card card = cardOf(ApiProvider::anthropic);
+  card.apiKeyFile = AbsolutePath::parse("/etc/keys/alpha").value();
+  const Policy policy = policyFor(card, {});
+  EXPECT_TRUE(policy.hosts.empty());
+  ASSERT_TRUE(policy.broker);
+  EXPECT_EQ(policy.broker->upstream, defaultApiBaseUrl(ApiProvider::anthropic));
+  EXPECT_EQ(policy.broker->header, KeyHeader::xApiKey);
+  EXPECT_FALSE(decideRequest(policy, "CONNECT", "", policy.broker->upstream.host, "443").allowed);
+}
+
+TEST(Policy, TheProviderDecidesTheHeader) {
+  const auto header = [](ApiProvider provider, bool key) {
+    Card card = cardOf(provider);
+    card.apiBaseUrl = url("https://llm.example.org");
+    if (key) card.apiKeyFile = AbsolutePath::parse("/etc/keys/alpha").value();
+    return policyFor(card, {}).broker.value().header;
+  };
+  EXPECT_EQ(header(ApiProvider::anthropic, true), KeyHeader::xApiKey);
+  EXPECT_EQ(header(ApiProvider::openai, true), KeyHeader::bearer);
+  EXPECT_EQ(header(ApiProvider::custom, true), KeyHeader::bearer);
+  EXPECT_EQ(header(ApiProvider::ollama, true), KeyHeader::none);
+  EXPECT_EQ(header(ApiProvider::openai, false), KeyHeader::none);
+}
+
+TEST(Policy, OwnProxyIsNoParent) {
+  Card card = cardOf(ApiProvider::ollama);
+  for (const auto* own : {"http://127.0.0.1:3128", "http://10.213.0.1:3128", "http://10.213.0.1:3128/"}) {
+    card.proxy = url(own);
+    EXPECT_FALSE(policyFor(card, {}).parent) << own;
+  }
+  for (const auto* other :
+       {"http://127.0.0.1:3129", "https://127.0.0.1:3128", "http://proxy.example.org:3128"}) {
+    card.proxy = url(other);
+    EXPECT_EQ(policyFor(card, {}).parent, url(other));
+  }
+}
+
+TEST(Request, ListedHostsAndPortsOnly) {
+  const Policy policy =
+      policyWith({"a.example.org", "*.b.example.org", "c.example.org:8443", "d.example.org:80"});
+  const auto reason = [&](std::string_view host, std::string_view port) {
+    return decideRequest(policy, "CONNECT", "", host, port).reason;
+  };
+  EXPECT_EQ(reason("a.example.org", "443"), "listed");
+  EXPECT_EQ(reason("A.Example.ORG", "443"), "listed");
+  EXPECT_EQ(reason("b.example.org", "443"), "listed");
+  EXPECT_EQ(reason("x.y.b.example.org", "443"), "listed");
+  EXPECT_EQ(reason("c.example.org", "8443"), "listed");
+  EXPECT_EQ(reason("xb.example.org", "443"), "host-not-listed");
+  EXPECT_EQ(reason("x.a.example.org", "443"), "host-not-listed");
+  EXPECT_EQ(reason("example.org", "443"), "host-not-listed");
+  EXPECT_EQ(reason("llm.example.org", "443"), "host-not-listed");
+  EXPECT_EQ(reason("a.example.org.evil.test", "443"), "host-not-listed");
+  EXPECT_EQ(reason("c.example.org", "443"), "port-not-listed");
+  EXPECT_EQ(reason("a.example.org", "0443"), "port-not-listed");
+  EXPECT_EQ(reason("a.example.org", ""), "port-not-listed");
+  EXPECT_EQ(reason("a.example.org.", "443"), "not-a-host-name");
+  EXPECT_EQ(decideRequest(policy, "GET", "http", "d.example.org", "80").reason, "listed");
+  EXPECT_EQ(decideRequest(policy, "GET", "ftp", "d.example.org", "80").reason, "scheme-not-allowed");
+  EXPECT_EQ(decideRequest(policy, "GET", "https", "a.example.org", "443").reason, "scheme-not-allowed");
+  EXPECT_EQ(decideRequest(policy, "CONNECT", "", "x.b.example.org", "443").rule, ".b.example.org:443");
+}
+
+TEST(Request, NoSpellingOfAnAddressIsAName) {
+  const Policy policy = policyWith({"*.example.org"});
+  for (const auto* host : {"127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0x7f.1", "[::1]",
+                           "::1", "[::ffff:127.0.0.1]", "", "-", "a b", "127.0.0.1.", "1.2.3.4.5"})
+    EXPECT_EQ(decideRequest(policy, "CONNECT", "", host, "443").reason, "not-a-host-name") << host;
+}
+
+TEST(ServerName, IsTheHostOfTheTunnel) {
+  EXPECT_TRUE(decideServerName("a.example.org", "A.example.org").allowed);
+  EXPECT_EQ(decideServerName("a.example.org", "b.example.org").reason, "other-server-name");
+  EXPECT_EQ(decideServerName("a.example.org", "a.example.org.").reason, "other-server-name");
+  EXPECT_EQ(decideServerName("a.example.org", "-").reason, "no-server-name");
+  EXPECT_EQ(decideServerName("a.example.org", "").reason, "no-server-name");
+  EXPECT_EQ(decideServerName("-", "-").reason, "no-server-name");
+}
+
+TEST(BrokerPort, StaysBelowTheProvidersUrl) {
+  const Policy policy = policyWith({});
+  const auto reason = [&](std::string_view target) { return decideBroker(policy, "POST", target).reason; };
+  for (const auto* good : {"/messages", "/", "/messages?beta=true&x=%2F..", "/models/a:b", "/a/", "/a..b"})
+    EXPECT_EQ(reason(good), "provider") << good;
+  for (const auto* bad : {"",
+                          "messages",
+                          "/../admin",
+                          "/a/../../b",
+                          "/a/..",
+                          "/./a",
+                          "/a/.",
+                          "//evil.test/a",
+                          "/a//b",
+                          "/%2e%2e/admin",
+                          "/a%2f..%2fb",
+                          "/a\\..\\b",
+                          "/a b",
+                          "/a\nb",
+                          "/\xc3\xa9",
+                          "/a#b",
+                          "/a?b#c",
+                          "/a?b c",
+                          "/a?b\r\nX: y",
+                          "@evil.test/",
+                          "http://evil.test/"})
+    EXPECT_EQ(reason(bad), "path-not-allowed") << bad;
+  for (const auto* method : {"PUT", "DELETE", "CONNECT", "TRACE", "get", "HEAD", ""})
+    EXPECT_EQ(decideBroker(policy, method, "/messages").reason, "method-not-allowed") << method;
+}
+
+TEST(BrokerPort, NeedsAProviderAndTlsForAKey) {
+  Policy policy = policyWith({});
+  policy.broker->upstream = url("http://llm.example.org");
+  EXPECT_EQ(decideBroker(policy, "GET", "/").reason, "key-without-tls");
+  policy.broker->header = KeyHeader::none;
+  EXPECT_TRUE(decideBroker(policy, "GET", "/").allowed);
+  policy.broker.reset();
+  EXPECT_EQ(decideBroker(policy, "GET", "/").reason, "no-provider");
+}
+
+TEST(SquidHelper, QuestionsAreDecodedOnce) {
+  const auto question = parseQuestion("17 10.0.0.1 a%20b %252f %0a %4 x%");
+  EXPECT_EQ(question.channel, "17");
+  EXPECT_EQ(question.tokens, (std::vector<std::string>{"10.0.0.1", "a b", "%2f", "\n", "%4", "x%"}));
+  EXPECT_TRUE(parseQuestion("17").tokens.empty());
+}
+
+TEST(SquidHelper, AnswersHoldNothingThatSquidWouldSplit) {
+  EXPECT_EQ(renderAnswer("3", true, {{"reason", "listed"}, {"rule", ""}, {"api_key", "a b\"c\\%=\n"}}),
+            "3 OK reason=listed api_key=a%20b%22c%5C%25%3D%0A\n");
+  EXPECT_EQ(renderAnswer("3", false, {}), "3 ERR\n");
+}
+
+}  // namespace
+}  // namespace agentmachine
