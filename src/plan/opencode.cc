@@ -1,6 +1,7 @@
 #include "plan/opencode.h"
 
 #include <format>
+
 #include <nlohmann/json.hpp>
 
 namespace agentmachine {
@@ -8,7 +9,9 @@ namespace agentmachine {
 namespace {
 
 /// The provider's name in opencode's configuration.
-std::string providerKey(ApiProvider provider) { return std::string(toString(provider)); }
+std::string providerKey(ApiProvider provider) {
+  return std::string(toString(provider));
+}
 
 }  // namespace
 
@@ -34,11 +37,10 @@ std::string renderOpencodeConfig(const Card& card, const Settings& settings) {
     entry["name"] = provider;
   }
   // Without an entry opencode refuses a model that it doesn't know; with one, what it knows still holds.
-  if (!model.empty())
-    entry["models"][model.substr(provider.size() + 1)] = nlohmann::ordered_json::object();
+  if (!model.empty()) entry["models"][model.substr(provider.size() + 1)] = nlohmann::ordered_json::object();
 
-  // The machine is the boundary, so tools are not asked about one by one; what would only run into the proxy's
-  // refusal is not offered.
+  // The machine is the boundary, so tools are not asked about one by one; what would only run into the
+  // proxy's refusal is not offered.
   nlohmann::ordered_json permission = {{"*", "allow"}, {"websearch", "deny"}};
   if (card.allowedHosts.empty()) permission["webfetch"] = "deny";
 
@@ -57,7 +59,8 @@ std::string renderOpencodeConfig(const Card& card, const Settings& settings) {
   return config.dump(2) + "\n";
 }
 
-std::vector<std::pair<std::string, std::string>> machineEnvironment(const Card& card, const Settings& settings) {
+std::vector<std::pair<std::string, std::string>> machineEnvironment(const Card& card,
+                                                                    const Settings& settings) {
   const std::string proxy = std::format("http://{}:{}", settings.gateway.str(), settings.proxyPort);
   const std::string direct = "localhost,127.0.0.1," + settings.gateway.str();
   const std::string certificates = "/etc/ssl/certs/ca-bundle.crt";
@@ -74,15 +77,16 @@ std::vector<std::pair<std::string, std::string>> machineEnvironment(const Card& 
       {"NIX_SSL_CERT_FILE", certificates},
       {"NODE_EXTRA_CA_CERTS", certificates},
       {"HOME", "/home/agent"},
-      // /etc/opencode is ours and read-only; what a session must keep is in the workspace, the rest is scratch.
+      // /etc/opencode is ours and read-only; what a session must keep is in the workspace, the rest is
+      // scratch.
       {"XDG_CONFIG_HOME", "/etc"},
       {"XDG_CACHE_HOME", "/tmp/cache"},
       {"XDG_DATA_HOME", "/workspace/.agentmachine/data"},
       {"XDG_STATE_HOME", "/workspace/.agentmachine/state"},
   };
   // Each of these stops one request that opencode would make on its own.
-  for (const char* quiet : {"AUTOUPDATE", "MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS", "SHARE", "EXTERNAL_SKILLS",
-                            "CLAUDE_CODE", "TERMINAL_TITLE"})
+  for (const char* quiet : {"AUTOUPDATE", "MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS", "SHARE",
+                            "EXTERNAL_SKILLS", "CLAUDE_CODE", "TERMINAL_TITLE"})
     environment.emplace_back(std::format("OPENCODE_DISABLE_{}", quiet), "1");
   for (const auto& [name, value] : card.environment) environment.emplace_back(name.str(), value.str());
   return environment;

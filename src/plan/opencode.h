@@ -8,17 +8,19 @@
 
 namespace agentmachine {
 
-/// /etc/opencode/opencode.json of the machine: the provider behind the broker, no updates, no sharing. It beats the
-/// workspace's own opencode.json key by key.
+/// /etc/opencode/opencode.json of the machine: the provider behind the broker, no updates, no sharing. It
+/// beats the workspace's own opencode.json key by key.
 std::string renderOpencodeConfig(const Card& card, const Settings& settings);
 
 /// The payload's environment, in order: proxy, quiet mode, then the card's own variables.
-std::vector<std::pair<std::string, std::string>> machineEnvironment(const Card& card, const Settings& settings);
+std::vector<std::pair<std::string, std::string>> machineEnvironment(const Card& card,
+                                                                    const Settings& settings);
 
 /// The payload: the card's command, else opencode's server on the machine's loopback.
 std::vector<std::string> payloadCommand(const Card& card);
 
-/// "provider/model" as opencode writes it, or "" if the card names none: then opencode chooses, of those it knows.
+/// "provider/model" as opencode writes it, or "" if the card names none: then opencode chooses, of those it
+/// knows.
 std::string opencodeModel(const Card& card);
 
 }  // namespace agentmachine
