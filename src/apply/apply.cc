@@ -1,11 +1,11 @@
 #include "apply/apply.h"
 
+#include <filesystem>
+#include <functional>
+
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
-
-#include <filesystem>
-#include <functional>
 
 #include "util/error.h"
 #include "util/file.h"
@@ -56,8 +56,10 @@ class Application {
     const fs::path path = action.path;
     std::error_code absent;
     const fs::path old = fs::read_symlink(path, absent);
-    if (absent) undo_.emplace_back([path] { removeFile(path); });
-    else undo_.emplace_back([path, old] { linkAtomically(path, old); });
+    if (absent)
+      undo_.emplace_back([path] { removeFile(path); });
+    else
+      undo_.emplace_back([path, old] { linkAtomically(path, old); });
     linkAtomically(path, action.target);
   }
 
@@ -112,7 +114,8 @@ class Application {
 void applyPlan(const Plan& plan, Systemd& systemd) {
   Application application(systemd);
   for (const auto& action : plan) {
-    spdlog::debug("{}", describe(Plan{action}).substr(0, describe(Plan{action}).find('\n')));
+    const std::string text = describe(Plan{action});
+    spdlog::debug("{}", text.substr(0, text.find('\n')));  // without the content: it may be long
     try {
       std::visit(application, action);
     } catch (const std::filesystem::filesystem_error& error) {

@@ -1,13 +1,14 @@
 #include "apply/hooks.h"
 
-#include <sys/random.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <format>
 
+#include <sys/random.h>
+
 #include "apply/apply.h"
 #include "system/host.h"
+#include "system/idmap.h"
 #include "system/machined.h"
 #include "system/network.h"
 #include "system/run_record.h"
@@ -37,25 +38,23 @@ std::string randomPassword() {
 void checkGuards(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const std::string override = "/etc/systemd/nspawn/" + machine.name().str() + ".nspawn";
   if (!settings.allowSettingsOverride && std::filesystem::exists(override))
-    throw Error(override + " would replace the machine's settings as a whole, and with them private users, the private "
-                           "network, the read-only root and the dropped capabilities: remove it, or set "
-                           "`allow_settings_override = true` in " + settingsPath);
+    throw Error(override +
+                " would replace the machine's settings as a whole, and with them private users, the private "
+                "network, the read-only root and the dropped capabilities: remove it, or set "
+                "`allow_settings_override = true` in " +
+                settingsPath);
   checkNetworkGuards(settings);
   if (systemd.activeState("agentmachine-proxy.service") != "active")
     throw Error("the filtering proxy is not running: systemctl status agentmachine-proxy");
-  // Between create and now it may have been replaced.
-  const auto workspace = workspaceFacts(machine.card.workspace.str());
-  if (!workspace.directory || workspace.throughLink)
-    throw Error(std::format("workspace {}: is no directory any more, or leads through a symbolic link",
-                            machine.card.workspace.str()));
 }
 
 /// One line, without the line's end: what a header can carry.
 std::string readKey(const std::string& path) {
-  auto key = trim(readFile(path, maxKeyBytes));
+  auto key = inContext("api_key_file", [&] { return trim(readFile(path, maxKeyBytes)); });
   if (key.empty()) throw Error("api_key_file " + path + ": is empty");
   if (std::ranges::any_of(key, [](unsigned char c) { return c <= 0x20 || c >= 0x7f; }))
-    throw Error("api_key_file " + path + ": must hold one key, printable ASCII without spaces, and nothing else");
+    throw Error("api_key_file " + path +
+                ": must hold one key, printable ASCII without spaces, and nothing else");
   return key;
 }
 
@@ -71,8 +70,9 @@ void deliverKey(const Settings& settings, const Machine& machine, const MachineP
 void prepareMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   checkGuards(settings, machine, systemd);
-  const Host host = snapshot(settings, {});
-  deliverKey(settings, machine, paths, systemd, host.proxyGroup);
+  const uid_t agent = machine.allocation.uidBase + agentUid;
+  mountMapped(machine.card.workspace.str(), paths.workspace, {agent, agent});
+  deliverKey(settings, machine, paths, systemd, proxyGroup(settings));
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
   removeEndRecord(paths.runtime);
   (void)consumeExpiredMark(paths.runtime);
@@ -97,8 +97,11 @@ void releaseMachine(const Settings& settings, const Machine& machine, const std:
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   removeFile(paths.key);
   removeFile(paths.credentials + "/server-password");
+  unmountMapped(paths.workspace);
   detachMachine(settings, machine.allocation.address);
-  writeEndRecord(paths.runtime, {.at = now(), .expired = consumeExpiredMark(paths.runtime), .result = result, .status = status});
+  writeEndRecord(
+      paths.runtime,
+      {.at = now(), .expired = consumeExpiredMark(paths.runtime), .result = result, .status = status});
 }
 
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {

@@ -2,13 +2,13 @@
 #pragma once
 #include <string>
 
-#include "plan/plan.h"
+#include "plan/machine.h"
 #include "system/systemd.h"
 
 namespace agentmachine {
 
-/// ExecStartPre=: checks every guard, hands the key to the proxy and the password to the machine, starts the TTL.
-/// Throws Error that names the guard that is missing: the machine then does not start.
+/// ExecStartPre=: checks every guard, hands the key to the proxy and the password to the machine, starts the
+/// TTL. Throws Error that names the guard that is missing: the machine then does not start.
 void prepareMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
 
 /// ExecStartPost=: connects the running machine to the bridge.

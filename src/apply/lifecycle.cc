@@ -12,9 +12,12 @@ namespace agentmachine {
 namespace {
 
 /// Held while addresses, users and files of the state change hands: short.
-FileLock lockState(const Settings& settings) { return FileLock(settings.runtimeDirectory + "/lock/state"); }
+FileLock lockState(const Settings& settings) {
+  return FileLock(settings.runtimeDirectory + "/lock/state");
+}
 
-/// Held by whoever starts, stops or removes this machine. The unit's own hooks take none: they run inside these.
+/// Held by whoever starts, stops or removes this machine. The unit's own hooks take none: they run inside
+/// these.
 FileLock lockMachine(const Settings& settings, const Machine& machine) {
   return FileLock(settings.runtimeDirectory + "/lock/" + machine.name().str());
 }
@@ -52,7 +55,8 @@ void startMachine(const Settings& settings, const Machine& machine, Systemd& sys
     try {
       systemd.start(unit);
     } catch (const Error& cause) {
-      throw Error(std::string(cause.what()) + "; its last words:" + journalTail(unit) + "\n  more: journalctl -u " + unit);
+      throw Error(std::string(cause.what()) + "; its last words:" + journalTail(unit) +
+                  "\n  more: journalctl -u " + unit);
     }
   });
 }

@@ -3,17 +3,17 @@
 #include <chrono>
 #include <optional>
 
-#include "plan/plan.h"
+#include "plan/machine.h"
 #include "system/systemd.h"
 
 namespace agentmachine {
 
-/// Makes a machine of the card, or brings one that exists to what the card says now. What it writes for a running
-/// one counts at once for the proxy's policy and from the next start for the rest.
+/// Makes a machine of the card, or brings one that exists to what the card says now. What it writes for a
+/// running one counts at once for the proxy's policy and from the next start for the rest.
 Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd);
 
-/// Renders the machine again and starts its unit; does nothing more if it is running. With `payload`, this start runs
-/// that instead of what the card says. Throws Error with the last lines of the unit's journal.
+/// Renders the machine again and starts its unit; does nothing more if it is running. With `payload`, this
+/// start runs that instead of what the card says. Throws Error with the last lines of the unit's journal.
 void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd,
                   const std::vector<PlainText>& payload = {});
 
@@ -24,7 +24,8 @@ void stopMachine(const Settings& settings, const Machine& machine, Systemd& syst
 /// Stops and forgets the machine; its workspace is kept unless asked.
 void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, bool removeWorkspace);
 
-/// Renders every machine of the state, as at boot. Throws Error, after all were tried, that names those that failed.
+/// Renders every machine of the state, as at boot. Throws Error, after all were tried, that names those that
+/// failed.
 void renderAll(const Settings& settings, Systemd& systemd);
 
 }  // namespace agentmachine

@@ -19,9 +19,11 @@ void configureProxy(const Settings& settings) {
     std::filesystem::create_directories(directory);
     if (chown(directory.c_str(), owner.user, owner.group) < 0 || chmod(directory.c_str(), 0750) < 0)
       throw errnoError("make " + directory + " readable for the proxy");
-    // Nobody ever sees it: connections are spliced or cut. A new one at each start, so it never expires in use.
-    const auto pem = runChecked({"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                                 "-days", "3650", "-subj", "/CN=agentmachine", "-keyout", "-", "-out", "-"});
+    // Nobody ever sees it: connections are spliced or cut. A new one at each start, so it never expires in
+    // use.
+    const auto pem =
+        runChecked({"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                    "-nodes", "-days", "3650", "-subj", "/CN=agentmachine", "-keyout", "-", "-out", "-"});
     writeFileAtomically(certificate, pem, 0640, owner);
     writeFileAtomically(directory + "/squid.conf",
                         renderSquidConf(settings, {.helper = AGENTMACHINE_LIBEXECDIR "/agentmachine-policy",

@@ -98,11 +98,13 @@ std::size_t tokenStart(std::string_view text, const Json::parse_error& error) {
   if (what.contains("unexpected end of input")) return text.size();
   if (what.contains("invalid string:") || what.contains("unexpected '")) return at;
   // A quote inside the text has a backslash before it, the one that opens it has not.
-  if (what.contains("unexpected string literal"))
-    while (--at > 0 && (text[at] != '"' || text[at - 1] == '\\')) {
-    }
-  else
+  if (what.contains("unexpected string literal")) {
+    do {
+      --at;
+    } while (at > 0 && (text[at] != '"' || text[at - 1] == '\\'));
+  } else {
     while (at > 0 && isWord(text[at - 1])) --at;
+  }
   return at;
 }
 

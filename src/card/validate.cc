@@ -150,8 +150,13 @@ class Validator {
     if (value.is_string()) checkString(schema, value.get_ref<const std::string&>(), pointer, secret);
     if (value.is_array()) checkArray(schema, value, pointer, secret);
     if (value.is_object()) checkObject(schema, value, pointer, secret);
-    if (schema.contains("if") && matches(schema["if"], value) && schema.contains("then"))
+    if (schema.contains("allOf"))
+      for (const auto& part : schema["allOf"]) check(part, value, pointer, secret);
+    if (schema.contains("if") && matches(schema["if"], value) && schema.contains("then")) {
+      condition_ = &schema["if"];
       check(schema["then"], value, pointer, secret);
+      condition_ = nullptr;
+    }
   }
 
   std::vector<Problem> problems;
@@ -173,7 +178,8 @@ class Validator {
         "const",         "enum",          "minimum",     "maximum",    "minLength",
         "maxLength",     "pattern",       "format",      "items",      "additionalItems",
         "minItems",      "maxItems",      "required",    "properties", "additionalProperties",
-        "propertyNames", "maxProperties", "if",          "then",       "writeOnly"};
+        "propertyNames", "maxProperties", "if",          "then",       "allOf",
+        "writeOnly"};
     for (const auto& keyword : schema.items())
       if (!known.contains(keyword.key())) throw Error("card schema: unknown keyword " + keyword.key());
     if (schema.contains("format") && !formats.contains(schema["format"].get_ref<const std::string&>()))
@@ -255,7 +261,7 @@ class Validator {
 
   void checkObject(const Json& schema, const Json& value, const std::string& pointer, bool secret) {
     for (const auto& name : schema.value("required", Json::array()))
-      if (!value.contains(name.get<std::string>())) add(pointer, missing(schema, name.get<std::string>()));
+      if (!value.contains(name.get<std::string>())) add(pointer, missing(name.get<std::string>()));
     if (schema.contains("maxProperties") && value.size() > schema["maxProperties"].get<std::size_t>())
       return add(pointer, std::format("has {} entries, but may have {}", value.size(),
                                       schema["maxProperties"].get<std::size_t>()));
@@ -274,12 +280,10 @@ class Validator {
     }
   }
 
-  [[nodiscard]] std::string missing(const Json& schema, const std::string& name) const {
-    // `then` names fields that the root describes, and is there because of what `if` says.
-    const bool conditional = !schema.contains("properties");
+  [[nodiscard]] std::string missing(const std::string& name) const {
     std::string why;
-    if (conditional)
-      for (const auto& [field, only] : root_["if"]["properties"].items())
+    if (condition_)
+      for (const auto& [field, only] : (*condition_)["properties"].items())
         why = std::format(" because {} is {}", inQuotes(field), inQuotes(only["const"].get<std::string>()));
     const std::string description = root_["properties"][name]["description"];
     return std::format("{} is missing{}: add {}", inQuotes(name), why,
@@ -299,6 +303,8 @@ class Validator {
   }
 
   const Json& root_;
+  /// What made the `then` that is being checked apply; it names fields that the root describes.
+  const Json* condition_ = nullptr;
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "plan/plan.h"
 #include "system/host.h"
 #include "util/error.h"
 

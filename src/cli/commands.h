@@ -1,5 +1,5 @@
-// Every command: each function adds one to the command line, with what it does as its callback. Only this folder
-// prints and exits.
+// Every command: each function adds one to the command line, with what it does as its callback. Only this
+// folder prints and exits.
 #pragma once
 #include <CLI/CLI.hpp>
 

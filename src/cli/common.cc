@@ -1,7 +1,5 @@
 #include "cli/common.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -9,6 +7,8 @@
 #include <filesystem>
 #include <format>
 #include <iostream>
+
+#include <unistd.h>
 
 #include "system/host.h"
 #include "util/error.h"
@@ -24,7 +24,7 @@ namespace {
 /// The card of this id in the cards directory, or nothing.
 std::optional<std::string> cardPath(const Settings& settings, const AgentId& id) {
   for (const char* ending : {".json", ".toml"}) {
-    const std::string path = settings.cardsDirectory + "/" + id.str() + ending;
+    std::string path = settings.cardsDirectory + "/" + id.str() + ending;
     if (fs::exists(path)) return path;
   }
   return std::nullopt;
@@ -40,7 +40,8 @@ std::optional<Machine> tryFindMachine(const Settings& settings, const std::strin
 
 /// Printed width of UTF-8 text whose characters are one column wide each.
 std::size_t width(const std::string& text) {
-  return static_cast<std::size_t>(std::ranges::count_if(text, [](unsigned char c) { return (c & 0xc0) != 0x80; }));
+  return static_cast<std::size_t>(
+      std::ranges::count_if(text, [](unsigned char c) { return (c & 0xc0) != 0x80; }));
 }
 
 }  // namespace
@@ -58,9 +59,10 @@ Card loadCard(const std::string& path) {
 
 Machine findMachine(const Settings& settings, const std::string& idOrName) {
   if (auto machine = tryFindMachine(settings, idOrName)) return std::move(*machine);
-  throw Error(std::format("there is no machine \"{}\": `agentmachine ls` lists those there are, "
-                          "`agentmachine create CARD` makes one",
-                          idOrName));
+  throw Error(
+      std::format("there is no machine \"{}\": `agentmachine ls` lists those there are, "
+                  "`agentmachine create CARD` makes one",
+                  idOrName));
 }
 
 MachineOrCard findMachineOrCard(const Settings& settings, const std::string& idOrName) {
@@ -69,12 +71,14 @@ MachineOrCard findMachineOrCard(const Settings& settings, const std::string& idO
   if (!id) throw Error(std::format("\"{}\" is no agent id: {}", idOrName, id.error()));
   const auto path = cardPath(settings, *id);
   if (!path)
-    throw Error(std::format("there is neither a machine \"{0}\" nor a card {1}/{0}.json or .toml: `agentmachine ls` "
-                            "lists the machines there are",
-                            idOrName, settings.cardsDirectory));
+    throw Error(
+        std::format("there is neither a machine \"{0}\" nor a card {1}/{0}.json or .toml: `agentmachine ls` "
+                    "lists the machines there are",
+                    idOrName, settings.cardsDirectory));
   auto card = loadCard(*path);
   if (card.id != *id)
-    throw Error(std::format("{}: its agent_id is \"{}\", not \"{}\": rename one of them", *path, card.id.str(), idOrName));
+    throw Error(std::format("{}: its agent_id is \"{}\", not \"{}\": rename one of them", *path,
+                            card.id.str(), idOrName));
   return {.machine = {}, .card = std::move(card)};
 }
 
@@ -95,7 +99,8 @@ std::string humanDuration(std::chrono::seconds duration) {
   using namespace std::chrono;
   if (duration < minutes(1)) return std::format("{}s", duration.count());
   if (duration < hours(1)) return std::format("{}min {}s", duration.count() / 60, duration.count() % 60);
-  if (duration < days(1)) return std::format("{}h {}min", duration.count() / 3600, duration.count() / 60 % 60);
+  if (duration < days(1))
+    return std::format("{}h {}min", duration.count() / 3600, duration.count() / 60 % 60);
   return std::format("{}d {}h", duration.count() / 86400, duration.count() / 3600 % 24);
 }
 

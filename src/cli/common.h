@@ -3,17 +3,19 @@
 #include <optional>
 #include <string>
 
-#include "plan/plan.h"
+#include "plan/machine.h"
 
 namespace agentmachine {
 
 /// Throws Error that says so unless this process is root's. `what` is the command.
 void requireRoot(const std::string& what);
 
-/// Reads a card; its format is told by the ending, .toml or anything else. Throws Error that lists every problem.
+/// Reads a card; its format is told by the ending, .toml or anything else. Throws Error that lists every
+/// problem.
 Card loadCard(const std::string& path);
 
-/// The machine a person means: by id or by machine name. Throws Error that says what to type if there is none.
+/// The machine a person means: by id or by machine name. Throws Error that says what to type if there is
+/// none.
 Machine findMachine(const Settings& settings, const std::string& idOrName);
 
 /// As findMachine, but without a machine a card of that id in the cards directory will do; then the card.

@@ -23,7 +23,8 @@ void addCreateCommand(CLI::App& app) {
       const Machine machine = createMachine(settings, card, systemd);
       std::cout << machine.name().str() << "\n";
       if (systemd.activeState(machine.name().unit()) == "active")
-        std::cerr << machine.name().str() << " is running: its hosts count at once, the rest of the card from its next start\n";
+        std::cerr << machine.name().str()
+                  << " is running: its hosts count at once, the rest of the card from its next start\n";
     }
   });
 }

@@ -51,7 +51,8 @@ void addExecCommand(CLI::App& app, int& status) {
     const Machine machine = findMachine(settings, *id);
     Systemd systemd;
     requireRunning(machine, systemd);
-    status = execIn(machine, {.user = *user, .argv = *words, .environment = {}, .directory = ""}, *terminal, systemd);
+    status = execIn(machine, {.user = *user, .argv = *words, .environment = {}, .directory = ""}, *terminal,
+                    systemd);
   });
 }
 
@@ -65,7 +66,8 @@ void addShellCommand(CLI::App& app, int& status) {
     const Machine machine = findMachine(settings, *id);
     Systemd systemd;
     requireRunning(machine, systemd);
-    status = execIn(machine, {.user = "", .argv = {"/bin/sh", "-i"}, .environment = {}, .directory = ""}, true, systemd);
+    status = execIn(machine, {.user = "", .argv = {"/bin/sh", "-i"}, .environment = {}, .directory = ""},
+                    true, systemd);
   });
 }
 
@@ -79,15 +81,18 @@ void addAttachCommand(CLI::App& app, int& status) {
     const Settings settings = readSettings();
     const Machine machine = findMachine(settings, *id);
     if (!machine.card.command.empty())
-      throw Error("attach " + *id + ": its card runs a command of its own, not opencode's server; try: agentmachine shell " + *id);
+      throw Error("attach " + *id +
+                  ": its card runs a command of its own, not opencode's server; try: agentmachine shell " +
+                  *id);
     Systemd systemd;
     requireRunning(machine, systemd);
     const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
     const auto password = readFile(paths.credentials + "/server-password", 4096);
-    const GuestCommand opencode{.user = "",
-                                .argv = {"opencode", "attach", std::format("http://127.0.0.1:{}", serverPort)},
-                                .environment = {"OPENCODE_SERVER_PASSWORD=" + password},
-                                .directory = ""};
+    const GuestCommand opencode{
+        .user = "",
+        .argv = {"opencode", "attach", std::format("http://127.0.0.1:{}", serverPort)},
+        .environment = {"OPENCODE_SERVER_PASSWORD=" + password},
+        .directory = ""};
     status = execIn(machine, opencode, true, systemd);
   });
 }
@@ -96,7 +101,8 @@ void addRunCommand(CLI::App& app, int& status) {
   auto* command = app.add_subcommand("run", "create and start a machine, run one opencode in it, stop it");
   auto path = std::make_shared<std::string>();
   auto terminal = std::make_shared<bool>(false);
-  command->add_option("CARD", *path, "card file, JSON or TOML, or the id of one in the cards directory")->required();
+  command->add_option("CARD", *path, "card file, JSON or TOML, or the id of one in the cards directory")
+      ->required();
   command->add_flag("-t,--tty", *terminal, "give it a terminal");
   auto words = std::make_shared<std::vector<std::string>>();
   command->add_option("ARGUMENT", *words, "opencode's own arguments, after --");
@@ -106,10 +112,13 @@ void addRunCommand(CLI::App& app, int& status) {
     const Settings settings = readSettings();
     Systemd systemd;
     const bool isFile = path->contains('/') || path->contains('.');
-    auto found = isFile ? MachineOrCard{.machine = {}, .card = loadCard(*path)} : findMachineOrCard(settings, *path);
+    auto found =
+        isFile ? MachineOrCard{.machine = {}, .card = loadCard(*path)} : findMachineOrCard(settings, *path);
     const Machine machine = found.machine ? *found.machine : createMachine(settings, *found.card, systemd);
-    if (systemd.activeState(machine.name().unit()) != "inactive" && systemd.activeState(machine.name().unit()) != "failed")
-      throw Error(machine.name().str() + " is running already; in it: agentmachine exec " + machine.card.id.str() + " -- opencode …");
+    if (systemd.activeState(machine.name().unit()) != "inactive" &&
+        systemd.activeState(machine.name().unit()) != "failed")
+      throw Error(machine.name().str() + " is running already; in it: agentmachine exec " +
+                  machine.card.id.str() + " -- opencode …");
     startMachine(settings, machine, systemd, idlePayload());
     GuestCommand opencode{.user = "", .argv = {"opencode"}, .environment = {}, .directory = ""};
     append(opencode.argv, *words);

@@ -37,27 +37,35 @@ std::string variable(const char* name) {
 void addHookCommand(CLI::App& app) {
   auto* hook = app.add_subcommand("hook", "what agentmachine's units run")->group("");
   hook->require_subcommand(1);
-  addMachineHook(*hook, "prepare", "ExecStartPre= of a machine", [](const Settings& settings, const Machine& machine) {
-    Systemd systemd;
-    prepareMachine(settings, machine, systemd);
-  });
-  addMachineHook(*hook, "attach", "ExecStartPost= of a machine", [](const Settings& settings, const Machine& machine) {
-    Systemd systemd;
-    connectMachine(settings, machine, systemd);
-  });
-  addMachineHook(*hook, "release", "ExecStopPost= of a machine", [](const Settings& settings, const Machine& machine) {
-    releaseMachine(settings, machine, variable("SERVICE_RESULT"), variable("EXIT_STATUS"));
-  });
-  addMachineHook(*hook, "expire", "of agentmachine-expire@.service", [](const Settings& settings, const Machine& machine) {
-    Systemd systemd;
-    expireMachine(settings, machine, systemd);
-  });
+  addMachineHook(*hook, "prepare", "ExecStartPre= of a machine",
+                 [](const Settings& settings, const Machine& machine) {
+                   Systemd systemd;
+                   prepareMachine(settings, machine, systemd);
+                 });
+  addMachineHook(*hook, "attach", "ExecStartPost= of a machine",
+                 [](const Settings& settings, const Machine& machine) {
+                   Systemd systemd;
+                   connectMachine(settings, machine, systemd);
+                 });
+  addMachineHook(*hook, "release", "ExecStopPost= of a machine",
+                 [](const Settings& settings, const Machine& machine) {
+                   releaseMachine(settings, machine, variable("SERVICE_RESULT"), variable("EXIT_STATUS"));
+                 });
+  addMachineHook(*hook, "expire", "of agentmachine-expire@.service",
+                 [](const Settings& settings, const Machine& machine) {
+                   Systemd systemd;
+                   expireMachine(settings, machine, systemd);
+                 });
   hook->add_subcommand("render", "of agentmachine-render.service, at boot")->callback([] {
     Systemd systemd;
     renderAll(readSettings(), systemd);
   });
-  hook->add_subcommand("proxy-config", "of agentmachine-proxy.service")->callback([] { configureProxy(readSettings()); });
-  hook->add_subcommand("network-up", "of agentmachine-network.service")->callback([] { bringNetworkUp(readSettings()); });
+  hook->add_subcommand("proxy-config", "of agentmachine-proxy.service")->callback([] {
+    configureProxy(readSettings());
+  });
+  hook->add_subcommand("network-up", "of agentmachine-network.service")->callback([] {
+    bringNetworkUp(readSettings());
+  });
   hook->add_subcommand("network-down", "of agentmachine-network.service")->callback([] {
     takeNetworkDown(readSettings());
   });

@@ -51,8 +51,9 @@ void importTarball(const Settings& settings, const std::string& path, std::uint6
   if (!file) throw errnoError("import " + path);
   const auto image = inContext("import " + path, [&] {
     Progress progress("importing the image");
-    return openStore(settings).import(file.get(), {.bytes = maxMib << 20},
-                                      [&](std::uint64_t done, std::uint64_t total) { progress.update(done, total); });
+    return openStore(settings).import(
+        file.get(), {.bytes = maxMib << 20},
+        [&](std::uint64_t done, std::uint64_t total) { progress.update(done, total); });
   });
   std::cout << image.digest << "\n";
 }

@@ -1,9 +1,10 @@
 // start, stop, restart and rm: the same shape, a list of ids and one act on each.
+#include "apply/lifecycle.h"
+
 #include <functional>
 #include <iostream>
 #include <memory>
 
-#include "apply/lifecycle.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "system/host.h"
@@ -51,16 +52,17 @@ CLI::Option* addTimeout(CLI::App& command, int& timeout) {
 
 void addStartCommand(CLI::App& app) {
   auto ids = std::make_shared<std::vector<std::string>>();
-  addIdsCommand(app, "start", "start machines; a card in the cards directory is enough", ids)->callback([ids] {
-    requireRoot("start");
-    const Settings settings = readSettings();
-    Systemd systemd;
-    forEach(*ids, [&](const std::string& id) {
-      const Machine machine = findOrCreate(settings, id, systemd);
-      startMachine(settings, machine, systemd);
-      std::cout << machine.name().str() << "\n";
-    });
-  });
+  addIdsCommand(app, "start", "start machines; a card in the cards directory is enough", ids)
+      ->callback([ids] {
+        requireRoot("start");
+        const Settings settings = readSettings();
+        Systemd systemd;
+        forEach(*ids, [&](const std::string& id) {
+          const Machine machine = findOrCreate(settings, id, systemd);
+          startMachine(settings, machine, systemd);
+          std::cout << machine.name().str() << "\n";
+        });
+      });
 }
 
 void addStopCommand(CLI::App& app) {

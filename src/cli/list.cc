@@ -2,6 +2,7 @@
 
 #include <iostream>
 #include <memory>
+
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
@@ -29,7 +30,8 @@ nlohmann::ordered_json toJson(const MachineStatus& status) {
       {"image", allocation.image},
       {"workspace", card.workspace.str()},
       {"since", status.since ? nlohmann::ordered_json(std::format("{:%FT%TZ}", *status.since)) : nullptr},
-      {"ttl_remaining_seconds", status.ttlRemaining ? nlohmann::ordered_json(status.ttlRemaining->count()) : nullptr},
+      {"ttl_remaining_seconds",
+       status.ttlRemaining ? nlohmann::ordered_json(status.ttlRemaining->count()) : nullptr},
       {"memory_bytes", orNull(status.memoryBytes)},
       {"tasks", orNull(status.tasks)},
       {"unit", status.machine.name().unit()},

@@ -1,6 +1,6 @@
-#include <unistd.h>
-
 #include <memory>
+
+#include <unistd.h>
 
 #include "cli/commands.h"
 #include "cli/common.h"

@@ -1,9 +1,9 @@
 // The command line: sets up diagnostics, adds the commands, turns an Error into a message and an exit status.
-#include <spdlog/sinks/stdout_sinks.h>
-#include <spdlog/spdlog.h>
-
 #include <csignal>
 #include <iostream>
+
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 
 #include "build_config.h"
 #include "cli/commands.h"
@@ -20,7 +20,8 @@ int main(int argc, char** argv) {
 
   CLI::App app{"Machines for AI coding agents, on systemd-nspawn and systemd-machined", "agentmachine"};
   app.set_version_flag("--version", "agentmachine " AGENTMACHINE_VERSION);
-  app.add_flag_callback("-v,--verbose", [] { spdlog::set_level(spdlog::level::debug); }, "say what is being done");
+  app.add_flag_callback(
+      "-v,--verbose", [] { spdlog::set_level(spdlog::level::debug); }, "say what is being done");
   app.require_subcommand(1);
   app.footer("agentmachine(1) explains each command, agentmachine-card(5) the card.");
   app.set_help_all_flag("--help-all", "help of every command");
@@ -53,7 +54,11 @@ int main(int argc, char** argv) {
   } catch (const CLI::CallForVersion& version) {
     return app.exit(version);
   } catch (const CLI::ParseError& error) {
-    std::cerr << "agentmachine: " << error.what() << "\nTry: agentmachine";
+    // CLI11 says only that a command is missing, whatever was typed in its place.
+    const bool unknown = app.get_subcommands().empty() && !app.remaining().empty();
+    std::cerr << "agentmachine: "
+              << (unknown ? "there is no command \"" + app.remaining().front() + "\"" : error.what())
+              << "\nTry: agentmachine";
     for (const auto* command : app.get_subcommands()) std::cerr << " " << command->get_name();
     std::cerr << " --help\n";
     return usage;

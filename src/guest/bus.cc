@@ -235,7 +235,7 @@ User Bus::resolve(const std::string& user) {
 Bus::Reply Bus::startTransientUnit(Connection& from, DBusMessage* call) {
   TransientUnit unit = readTransientUnit(call);
   // `machinectl shell` asks for root unless told otherwise; here nobody is root without saying so to Exec.
-  User user = resolve(unit.command.user == "root" ? "" : unit.command.user);
+  User user = resolve(unit.command.user);
   if (user.uid == 0) user = machine_.payloadUser;
   start(unit.command, user, [](pid_t, const Ending&) {});
 

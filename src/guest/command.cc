@@ -13,7 +13,7 @@ namespace {
 
 std::string readString(DBusMessageIter& at) {
   const char* text = nullptr;
-  dbus_message_iter_get_basic(&at, &text);
+  dbus_message_iter_get_basic(&at, static_cast<void*>(&text));
   dbus_message_iter_next(&at);
   return text;
 }

@@ -21,6 +21,7 @@ void notifyManager(const std::string& state) {
   if (name[0] == '@') address.sun_path[0] = 0;  // an abstract socket
   const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
   const Fd sock{socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
+  if (!sock) return;
   sendto(sock.get(), state.data(), state.size(), MSG_NOSIGNAL | MSG_DONTWAIT,
          reinterpret_cast<sockaddr*>(&address), length);
 }

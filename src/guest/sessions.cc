@@ -67,7 +67,7 @@ void Sessions::askAllToEnd() {
 
 bool Sessions::reap() {
   int status = 0;
-  pid_t pid;
+  pid_t pid = 0;
   while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
     auto ended = sessions_.extract(pid);
     if (ended.empty()) continue;

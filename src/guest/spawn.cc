@@ -56,7 +56,7 @@ void takeTerminal(const User& user) {
   check(fchown(STDIN_FILENO, user.uid, static_cast<gid_t>(-1)), "own the terminal");
   termios settings;
   check(tcgetattr(STDIN_FILENO, &settings), "read the terminal's settings");
-  settings.c_iflag |= IUTF8;  // the one setting of a fresh pseudo terminal that is wrong today
+  settings.c_iflag |= IUTF8;  // so that erasing takes a character, not a byte; the kernel's default varies
   check(tcsetattr(STDIN_FILENO, TCSANOW, &settings), "set up the terminal");
 }
 

@@ -42,11 +42,16 @@ MachineState endedState(const std::optional<EndRecord>& end) {
 
 std::string_view toString(MachineState state) {
   switch (state) {
-    case MachineState::created: return "created";
-    case MachineState::running: return "running";
-    case MachineState::stopped: return "stopped";
-    case MachineState::failed: return "failed";
-    case MachineState::expired: return "expired";
+    case MachineState::created:
+      return "created";
+    case MachineState::running:
+      return "running";
+    case MachineState::stopped:
+      return "stopped";
+    case MachineState::failed:
+      return "failed";
+    case MachineState::expired:
+      return "expired";
   }
   return "";
 }
@@ -74,8 +79,9 @@ std::vector<MachineStatus> listMachines(const Settings& settings, Systemd& syste
         status.since = run->since;
         if (run->leader > 0) status.leader = run->leader;
         if (run->ttlDeadline)
-          status.ttlRemaining = std::max(
-              std::chrono::seconds(0), std::chrono::ceil<std::chrono::seconds>(*run->ttlDeadline - monotonicNow()));
+          status.ttlRemaining =
+              std::max(std::chrono::seconds(0),
+                       std::chrono::ceil<std::chrono::seconds>(*run->ttlDeadline - monotonicNow()));
       }
       status.memoryBytes = cgroupNumber(name, "memory.current");
       status.tasks = cgroupNumber(name, "pids.current");

@@ -18,15 +18,16 @@ std::string_view toString(MachineState state);
 struct MachineStatus {
   Machine machine;
   MachineState state = MachineState::created;
-  std::optional<pid_t> leader;                        ///< while it runs
-  std::optional<std::chrono::sys_seconds> since;      ///< of the present run, or when the last one ended
-  std::optional<std::chrono::seconds> ttlRemaining;   ///< of the present run
+  std::optional<pid_t> leader;                       ///< while it runs
+  std::optional<std::chrono::sys_seconds> since;     ///< of the present run, or when the last one ended
+  std::optional<std::chrono::seconds> ttlRemaining;  ///< of the present run
   std::optional<std::uint64_t> memoryBytes;
   std::optional<std::uint64_t> tasks;
-  std::optional<EndRecord> end;                       ///< how the last run ended
+  std::optional<EndRecord> end;  ///< how the last run ended
 };
 
-/// Every machine of the state, by id; running ones are those of systemd's units, and limits are read from cgroups.
+/// Every machine of the state, by id; running ones are those of systemd's units, and limits are read from
+/// cgroups.
 std::vector<MachineStatus> listMachines(const Settings& settings, Systemd& systemd);
 
 }  // namespace agentmachine

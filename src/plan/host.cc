@@ -1,11 +1,11 @@
 #include "plan/host.h"
 
-#include <arpa/inet.h>
-
 #include <algorithm>
 #include <format>
 #include <functional>
 #include <map>
+
+#include <arpa/inet.h>
 #include <toml++/toml.hpp>
 
 #include "util/error.h"
@@ -29,7 +29,7 @@ namespace {
 /// Reads one TOML value into a setting; returns what is wrong, or "" if nothing is.
 using Reader = std::function<std::string(const toml::node&)>;
 
-Reader text(std::string& into, std::function<std::string(const std::string&)> check = {}) {
+Reader text(std::string& into, const std::function<std::string(const std::string&)>& check = {}) {
   return [&into, check](const toml::node& node) -> std::string {
     const auto value = node.value_exact<std::string>();
     if (!value) return "must be a string";
@@ -75,25 +75,28 @@ std::string checkPath(const std::string& value) {
 }
 
 std::string checkInterface(const std::string& value) {
-  const bool good = !value.empty() && value.size() <= 15 && std::ranges::all_of(value, [](unsigned char c) {
-    return std::isalnum(c) || c == '-' || c == '_' || c == '.';
-  }) && value != "." && value != "..";
+  const bool good =
+      !value.empty() && value.size() <= 15 &&
+      std::ranges::all_of(
+          value, [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_' || c == '.'; }) &&
+      value != "." && value != "..";
   return good ? "" : "must be an interface name: 1 to 15 letters, digits, '-', '_' or '.'";
 }
 
 std::string checkUser(const std::string& value) {
-  const bool good = !value.empty() && value.size() <= 31 && !std::isdigit(static_cast<unsigned char>(value[0])) &&
-                    std::ranges::all_of(value, [](unsigned char c) {
-                      return std::islower(c) || std::isdigit(c) || c == '-' || c == '_';
-                    });
+  const bool good =
+      !value.empty() && value.size() <= 31 && !std::isdigit(static_cast<unsigned char>(value[0])) &&
+      std::ranges::all_of(
+          value, [](unsigned char c) { return std::islower(c) || std::isdigit(c) || c == '-' || c == '_'; });
   return good ? "" : "must be a user name";
 }
 
 /// "10.213.0.1/16": the host's own address and the length of the prefix.
 Reader bridgeAddress(Settings& settings) {
   return [&settings](const toml::node& node) -> std::string {
-    constexpr auto wrong = "must be the host's address on the bridge with the length of its network, "
-                           "8 to 29, as in \"10.213.0.1/16\"";
+    constexpr auto wrong =
+        "must be the host's address on the bridge with the length of its network, "
+        "8 to 29, as in \"10.213.0.1/16\"";
     const auto value = node.value_exact<std::string>();
     if (!value) return wrong;
     const auto parts = split(*value, '/');
@@ -125,7 +128,6 @@ Settings parseSettings(std::string_view tomlText, std::string_view source) {
       {"private_hosts", list(settings.privateHosts)},
       {"workspace_user", text(settings.workspaceUser, checkUser)},
       {"cards_directory", text(settings.cardsDirectory, checkPath)},
-      {"agents_directory", text(settings.agentsDirectory, checkPath)},
       // Below systemd's container range, 0x00080000 to 0x6FFFFFFF (systemd's UIDS-GIDS document).
       {"uid_base", number(settings.uidBase, 0x00080000, 0x6FFF0000)},
       {"uid_ranges", number(settings.uidRanges, 1, 28672)},
@@ -148,14 +150,16 @@ Settings parseSettings(std::string_view tomlText, std::string_view source) {
   std::vector<std::string> problems;
   for (const auto& [key, node] : table) {
     const auto reader = readers.find(key.str());
-    const auto wrong = reader == readers.end() ? "is no setting; see agentmachine(1), SETTINGS" : reader->second(node);
+    const auto wrong =
+        reader == readers.end() ? "is no setting; see agentmachine(1), SETTINGS" : reader->second(node);
     if (!wrong.empty())
       problems.push_back(std::format("{}:{}: {} {}", where, key.source().begin.line, key.str(), wrong));
   }
   if (settings.proxyPort == settings.brokerPort)
     problems.push_back(std::format("{}: proxy_port and broker_port are both {}", where, settings.proxyPort));
   if (settings.uidBase % uidRangeAlignment != 0)
-    problems.push_back(std::format("{}: uid_base {} is no multiple of {}", where, settings.uidBase, uidRangeAlignment));
+    problems.push_back(
+        std::format("{}: uid_base {} is no multiple of {}", where, settings.uidBase, uidRangeAlignment));
   if (!problems.empty()) throw Error(join(problems, "\n"));
   if (!caFile.empty()) settings.proxyCaFile = caFile;
   return settings;

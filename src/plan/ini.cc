@@ -38,8 +38,10 @@ std::string escapeSpecifiers(std::string_view text) {
 std::string quoteWord(std::string_view word) {
   std::string quoted = "'";
   for (const char c : word) {
-    if (c == '\'') quoted += R"('"'"')";
-    else quoted += c;
+    if (c == '\'')
+      quoted += R"('"'"')";
+    else
+      quoted += c;
   }
   return quoted + "'";
 }

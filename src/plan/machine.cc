@@ -1,6 +1,7 @@
 #include "plan/machine.h"
 
 #include <format>
+
 #include <nlohmann/json.hpp>
 
 #include "util/error.h"
@@ -24,8 +25,8 @@ Allocation parseAllocation(std::string_view text) {
   try {
     const auto json = nlohmann::json::parse(text);
     if (const int version = json.at("version"); version > stateVersion)
-      throw Error(std::format("written by a newer agentmachine (state version {}, this one knows {})", version,
-                              stateVersion));
+      throw Error(std::format("written by a newer agentmachine (state version {}, this one knows {})",
+                              version, stateVersion));
     const auto address = Ipv4::parse(json.at("address").get<std::string>());
     if (!address) throw Error("\"address\" is no IPv4 address");
     return {.image = json.at("image"), .address = *address, .uidBase = json.at("uid_base")};
@@ -54,6 +55,7 @@ MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 addr
           .rootLink = "/run/machines/" + name.str(),
           .opencode = runtime + "/opencode.json",
           .credentials = runtime + "/credentials",
+          .workspace = settings.runtimeDirectory + "/workspaces/" + name.str(),
           .policy = settings.runtimeDirectory + "/policy/" + address.str(),
           .key = settings.runtimeDirectory + "/keys/" + address.str(),
           .ttlTimer = "agentmachine-expire@" + id.str() + ".timer"};

@@ -1,5 +1,5 @@
-// A machine as it is kept: the card as accepted and what the host gave it. Names derived from them live here, once.
-// Pure: no I/O.
+// A machine as it is kept: the card as accepted and what the host gave it. Names derived from them live here,
+// once. Pure: no I/O.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -31,8 +31,8 @@ constexpr std::uint32_t uidRangeSize = 65536;
 /// Where opencode's server listens, on the machine's own loopback.
 constexpr std::uint16_t serverPort = 4096;
 
-/// Host side of the machine's veth: "am-" and the address's place in the bridge's network, so that it is unique,
-/// known before the start, and fits IFNAMSIZ (15 characters).
+/// Host side of the machine's veth: "am-" and the address's place in the bridge's network, so that it is
+/// unique, known before the start, and fits IFNAMSIZ (15 characters).
 std::string hostInterface(const Settings& settings, Ipv4 address);
 
 /// 02:00 and the address: locally administered, unicast (IEEE 802), so that the pair can be checked by nft.
@@ -47,9 +47,11 @@ struct MachinePaths {
   std::string rootLink;     ///< /run/machines/agent-x, to the image's tree
   std::string opencode;     ///< opencode.json, bound over the image's
   std::string credentials;  ///< directory bound into the machine for its PID 1 alone
-  std::string policy;       ///< what the proxy lets this address do
-  std::string key;          ///< the API key as delivered to the broker; only while the machine runs
-  std::string ttlTimer;     ///< transient, of the same name as the service it starts
+  std::string
+      workspace;         ///< mount point of the workspace as the agent's own; in no directory that is removed
+  std::string policy;    ///< what the proxy lets this address do
+  std::string key;       ///< the API key as delivered to the broker; only while the machine runs
+  std::string ttlTimer;  ///< transient, of the same name as the service it starts
 };
 MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 address);
 

@@ -31,7 +31,7 @@ table bridge agentmachine {
     type filter hook prerouting priority -300; policy accept;
     iifname != $PORTS accept
     ether type arp iifname . ether saddr . arp saddr ip @agents iifname . arp saddr ether . arp saddr ip @agents arp daddr ip $GATEWAY accept
-    ether type ip iifname . ether saddr . ip saddr @agents ip daddr $GATEWAY tcp dport $SERVICES ip frag-off & 0x3fff == 0 accept
+    ether type ip iifname . ether saddr . ip saddr @agents ip daddr $GATEWAY tcp dport $SERVICES accept
     counter drop
   }
 
@@ -39,7 +39,6 @@ table bridge agentmachine {
   chain forwarding {
     type filter hook forward priority -300; policy accept;
     iifname $PORTS counter drop
-    oifname $PORTS counter drop
   }
 }
 

@@ -11,24 +11,30 @@ namespace agentmachine {
 
 namespace {
 
-// Where PID 1 and its credentials are inside; the image has the mount point of the first, /run is nspawn's tmpfs.
+// Where PID 1 and its credentials are inside; the image has the mount point of the first, /run is nspawn's
+// tmpfs.
 constexpr auto initInside = "/usr/lib/agentmachine/init";
 constexpr auto credentialsInside = "/run/agentmachine/credentials";
 
-// What PID 1 needs to start the payload as `agent`, hand it its terminal and end it. The payload has none of them.
-constexpr auto keptCapabilities = {"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"};
+// What PID 1 needs to start the payload as `agent`, hand it its terminal and end it. The payload has none of
+// them.
+constexpr auto keptCapabilities = {"CAP_CHOWN", "CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"};
 // nspawn's own default set (systemd-nspawn(1), --capability=); the rest is never given.
-constexpr auto nspawnCapabilities = {
-    "CAP_AUDIT_CONTROL", "CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER",
-    "CAP_FSETID", "CAP_IPC_OWNER", "CAP_KILL", "CAP_LEASE", "CAP_LINUX_IMMUTABLE", "CAP_MKNOD",
-    "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID",
-    "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_CHROOT", "CAP_SYS_NICE",
-    "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE", "CAP_SYS_TTY_CONFIG"};
+constexpr auto nspawnCapabilities = {"CAP_AUDIT_CONTROL", "CAP_AUDIT_WRITE",      "CAP_CHOWN",
+                                     "CAP_DAC_OVERRIDE",  "CAP_DAC_READ_SEARCH",  "CAP_FOWNER",
+                                     "CAP_FSETID",        "CAP_IPC_OWNER",        "CAP_KILL",
+                                     "CAP_LEASE",         "CAP_LINUX_IMMUTABLE",  "CAP_MKNOD",
+                                     "CAP_NET_ADMIN",     "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST",
+                                     "CAP_NET_RAW",       "CAP_SETFCAP",          "CAP_SETGID",
+                                     "CAP_SETPCAP",       "CAP_SETUID",           "CAP_SYS_ADMIN",
+                                     "CAP_SYS_BOOT",      "CAP_SYS_CHROOT",       "CAP_SYS_NICE",
+                                     "CAP_SYS_PTRACE",    "CAP_SYS_RESOURCE",     "CAP_SYS_TTY_CONFIG"};
 
 std::string droppedCapabilities() {
   std::vector<std::string> dropped;
   for (const std::string_view capability : nspawnCapabilities)
-    if (std::ranges::find(keptCapabilities, capability) == keptCapabilities.end()) dropped.emplace_back(capability);
+    if (std::ranges::find(keptCapabilities, capability) == keptCapabilities.end())
+      dropped.emplace_back(capability);
   return join(dropped, " ");
 }
 
@@ -39,9 +45,11 @@ std::string quoteWords(const std::vector<std::string>& words) {
 }
 
 std::vector<std::string> initCommand(const Card& card) {
-  std::vector<std::string> command = {initInside, "--wait-interface=host0", "--user=agent", "--directory=/workspace"};
+  std::vector<std::string> command = {initInside, "--wait-interface=host0", "--user=agent",
+                                      "--directory=/workspace"};
   if (card.command.empty())
-    command.push_back(std::format("--secret-env=OPENCODE_SERVER_PASSWORD={}/server-password", credentialsInside));
+    command.push_back(
+        std::format("--secret-env=OPENCODE_SERVER_PASSWORD={}/server-password", credentialsInside));
   command.push_back("--");
   append(command, payloadCommand(card));
   return command;
@@ -58,12 +66,13 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .set("Boot", "no")
       .set("Parameters", quoteWords(initCommand(card)));
   for (const auto& [name, value] : machineEnvironment(card, settings))
-    file.set("Environment", quoteWord(name + "=" + value));
+    file.set("Environment", quoteWord(std::format("{}={}", name, value)));
   file.set("PrivateUsers", std::format("{}:{}", machine.allocation.uidBase, uidRangeSize))
       .set("DropCapability", droppedCapabilities())
       .set("NoNewPrivileges", "yes")
       .set("NotifyReady", "yes")
-      // Without it nspawn kills the machine at once when it is told to stop (systemd-nspawn(1), --kill-signal=).
+      // Without it nspawn kills the machine at once when it is told to stop (systemd-nspawn(1),
+      // --kill-signal=).
       .set("KillSignal", "SIGTERM")
       .set("LimitNOFILE", std::to_string(card.limits.maxOpenFiles))
       .set("LimitCORE", "0")
@@ -77,7 +86,7 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .set("BindReadOnly", init + ":" + initInside)
       .set("BindReadOnly", paths.opencode + ":/etc/opencode/opencode.json:idmap")
       .set("BindReadOnly", paths.credentials + ":" + credentialsInside + ":idmap")
-      .set("Bind", card.workspace.str() + ":/workspace:owneridmap")
+      .set("Bind", paths.workspace + ":/workspace")
       .set("TemporaryFileSystem", "/tmp:mode=1777,size=25%,nosuid,nodev")
       .set("TemporaryFileSystem", "/home/agent:mode=1777,size=10%,nosuid,nodev");
   file.section("Network")

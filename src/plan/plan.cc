@@ -23,9 +23,10 @@ Ipv4 freeAddress(const Host& host) {
   const std::uint32_t network = host.settings.gateway.value & ~hostMask;
   for (std::uint32_t index = 1; index < hostMask; ++index)
     if (!used.contains(network | index)) return {network | index};
-  throw Error(std::format("all {} addresses of the bridge's network {}/{} are taken: remove machines, or give "
-                          "`address` in agentmachine.conf a shorter prefix",
-                          hostMask - 2, Ipv4{network}.str(), host.settings.prefixLength));
+  throw Error(
+      std::format("all {} addresses of the bridge's network {}/{} are taken: remove machines, or give "
+                  "`address` in agentmachine.conf a shorter prefix",
+                  hostMask - 2, Ipv4{network}.str(), host.settings.prefixLength));
 }
 
 std::uint32_t freeUidBase(const Host& host) {
@@ -35,17 +36,19 @@ std::uint32_t freeUidBase(const Host& host) {
     const std::uint32_t base = host.settings.uidBase + range * uidRangeSize;
     if (!used.contains(base)) return base;
   }
-  throw Error(std::format("all {} ranges of user ids are taken: remove machines, or raise `uid_ranges` in "
-                          "agentmachine.conf",
-                          host.settings.uidRanges));
+  throw Error(
+      std::format("all {} ranges of user ids are taken: remove machines, or raise `uid_ranges` in "
+                  "agentmachine.conf",
+                  host.settings.uidRanges));
 }
 
 Allocation allocate(const Card& card, const Host& host) {
   const auto existing = host.machines.find(card.id.str());
   if (existing != host.machines.end()) return existing->second.allocation;
   if (host.images.empty())
-    throw Error("there is no image yet: `agentmachine image build` makes one, `agentmachine image import TARBALL` "
-                "takes one made elsewhere");
+    throw Error(
+        "there is no image yet: `agentmachine image build` makes one, `agentmachine image import TARBALL` "
+        "takes one made elsewhere");
   return {.image = host.images.front(), .address = freeAddress(host), .uidBase = freeUidBase(host)};
 }
 
@@ -63,8 +66,9 @@ void checkWorkspaceIsAlone(const Card& card, const Host& host) {
     if (id == card.id.str()) continue;
     const std::string &ours = card.workspace.str(), &theirs = machine.card.workspace.str();
     if (ours == theirs || ours.starts_with(theirs + "/") || theirs.starts_with(ours + "/"))
-      throw Error(std::format("workspace {}: the machine of \"{}\" has {}; give each agent a workspace of its own",
-                              ours, id, ours == theirs ? "it already" : theirs));
+      throw Error(
+          std::format("workspace {}: the machine of \"{}\" has {}; give each agent a workspace of its own",
+                      ours, id, ours == theirs ? "it already" : theirs));
   }
 }
 
@@ -73,27 +77,33 @@ void checkWorkspace(const Card& card, const Host& host) {
   const std::string& path = card.workspace.str();
   const auto& facts = host.workspaces.at(path);
   if (facts.throughLink)
-    throw Error(std::format("workspace {}: a part of it is a symbolic link; write the path it leads to", path));
+    throw Error(
+        std::format("workspace {}: a part of it is a symbolic link; write the path it leads to", path));
   if (facts.exists && !facts.directory) throw Error(std::format("workspace {}: is no directory", path));
   if (facts.exists && facts.owner.user == 0)
-    throw Error(std::format("workspace {}: belongs to root, and what the agent writes would too; give it to the person "
-                            "it works for: chown -R USER: {}",
-                            path, path));
+    throw Error(std::format(
+        "workspace {}: belongs to root, and what the agent writes would too; give it to the person "
+        "it works for: chown -R USER: {}",
+        path, path));
   if (!facts.idmappable)
-    throw Error(std::format("workspace {}: its file system ({}) can't map user ids (mount_setattr(2)); use a directory "
-                            "on ext4, xfs, btrfs or tmpfs",
-                            path, facts.fileSystem));
+    throw Error(std::format(
+        "workspace {}: its file system ({}) can't map user ids (mount_setattr(2)); use a directory "
+        "on ext4, xfs, btrfs or tmpfs",
+        path, facts.fileSystem));
 }
 
 void checkProxy(const Card& card, const Settings& settings) {
   if (!card.proxy || isOwnProxy(*card.proxy, settings)) return;
   if (std::ranges::find(settings.parentProxies, *card.proxy) == settings.parentProxies.end())
-    throw Error(std::format("proxy {}: not a proxy that this host allows; leave `proxy` out for the host's own, or add "
-                            "it to `parent_proxies` in agentmachine.conf",
-                            card.proxy->str()));
+    throw Error(std::format(
+        "proxy {}: not a proxy that this host allows; leave `proxy` out for the host's own, or add "
+        "it to `parent_proxies` in agentmachine.conf",
+        card.proxy->str()));
 }
 
-std::string describeOwner(const Owner& owner) { return std::format("{}:{}", owner.user, owner.group); }
+std::string describeOwner(const Owner& owner) {
+  return std::format("{}:{}", owner.user, owner.group);
+}
 
 struct Describe {
   std::string operator()(const MakeDirectory& action) const {
@@ -101,10 +111,13 @@ struct Describe {
   }
   std::string operator()(const WriteFile& action) const {
     auto text = std::format("write {} {:04o} {}\n", action.path, action.mode, describeOwner(action.owner));
-    for (const auto& line : split(trim(action.content), '\n')) text += line.empty() ? "  |\n" : "  | " + line + "\n";
+    for (const auto& line : split(trim(action.content), '\n'))
+      text += line.empty() ? "  |\n" : "  | " + line + "\n";
     return text;
   }
-  std::string operator()(const Link& action) const { return std::format("link {} -> {}\n", action.path, action.target); }
+  std::string operator()(const Link& action) const {
+    return std::format("link {} -> {}\n", action.path, action.target);
+  }
   std::string operator()(const Remove& action) const { return std::format("remove {}\n", action.path); }
   std::string operator()(const StartUnit& action) const { return std::format("start {}\n", action.unit); }
   std::string operator()(const StopUnit& action) const { return std::format("stop {}\n", action.unit); }
@@ -129,7 +142,8 @@ Plan planRender(const Machine& machine, const Host& host) {
       MakeDirectory{"/run/systemd/system/" + machine.name().unit() + ".d", 0755, {}},
       WriteFile{paths.dropIn, renderDropIn(machine, settings, host.program), 0644, {}},
       MakeDirectory{"/run/systemd/nspawn", 0755, {}},
-      WriteFile{paths.settings, renderNspawnSettings(machine, settings, host.init), 0644, {}},
+      // Root's alone: it holds the card's environment.
+      WriteFile{paths.settings, renderNspawnSettings(machine, settings, host.init), 0600, {}},
       MakeDirectory{"/run/machines", 0755, {}},
       // Last: without the link neither nspawn nor machinectl finds anything to start.
       Link{paths.rootLink, imageTree(settings, machine.allocation.image)},

@@ -1,23 +1,12 @@
 // From a card and a snapshot of the host to the list of things to do. Pure: no I/O, no clock, no D-Bus.
 #pragma once
-#include <sys/types.h>
-
-#include <cstdint>
-#include <map>
-#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
-#include "plan/machine.h"
+#include "plan/snapshot.h"
 
 namespace agentmachine {
-
-struct Owner {
-  uid_t user = 0;
-  gid_t group = 0;
-  bool operator==(const Owner&) const = default;
-};
 
 /// Makes a directory and, root's and 0755, those above it; one that exists is left as it is.
 struct MakeDirectory {
@@ -53,31 +42,10 @@ using Action = std::variant<MakeDirectory, WriteFile, Link, Remove, StartUnit, S
 /// Done from first to last; `apply` undoes what a failed one made.
 using Plan = std::vector<Action>;
 
-/// What is at a card's workspace.
-struct WorkspaceFacts {
-  bool exists = false;
-  bool directory = false;
-  bool throughLink = false;  ///< some component is a symbolic link
-  Owner owner;
-  bool idmappable = false;  ///< mount_setattr(2) can map its users
-  std::string fileSystem;   ///< its type, for messages
-};
-
-/// A snapshot of the host, taken before planning.
-struct Host {
-  Settings settings;
-  std::string program;                         ///< the agentmachine binary
-  std::string init;                            ///< agentmachine-init
-  std::vector<std::string> images;             ///< digests, newest first
-  std::map<std::string, Machine> machines;     ///< by id
-  std::map<std::string, WorkspaceFacts> workspaces;  ///< by path
-  Owner requester;                             ///< whom a new workspace belongs to
-  gid_t proxyGroup = 0;                        ///< group of Settings::proxyUser
-};
-
-/// What `create` does: state, then everything rendered from it, the link under /run/machines last. The same card
-/// again plans the same files, with the image, address and users that the machine has. Throws Error if the host
-/// can't take the card: no image, no free address, a workspace that is root's, a proxy the host doesn't list….
+/// What `create` does: state, then everything rendered from it, the link under /run/machines last. The same
+/// card again plans the same files, with the image, address and users that the machine has. Throws Error if
+/// the host can't take the card: no image, no free address, a workspace that is root's, a proxy the host
+/// doesn't list….
 Plan planCreate(const Card& card, const Host& host);
 
 /// What is rendered for a machine that has its allocation: planCreate without workspace and state. For boot.

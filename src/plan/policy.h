@@ -30,7 +30,7 @@ struct Policy {
   AgentId agent;
   std::vector<HostPattern> hosts;  ///< reachable through the proxy's port; empty: nothing but the broker
   std::optional<Broker> broker;    ///< absent: the broker's port refuses
-  std::optional<Url> parent;       ///< the proxy that ours goes through instead of connecting itself
+  std::optional<Url> parent;       ///< the proxy that ours goes through; the broker can't, and refuses
   bool operator==(const Policy&) const = default;
 };
 

@@ -13,7 +13,7 @@ namespace agentmachine {
 namespace {
 
 /// squid.conf has no quoting that can be relied on, so what would need it is refused.
-const std::string& plain(const std::string& path) {
+std::string plain(const std::string& path) {
   const bool good = !path.empty() && std::ranges::all_of(path, [](unsigned char c) {
     return std::isalnum(c) || std::string_view("/._-+@:=,").contains(static_cast<char>(c));
   });
@@ -47,11 +47,7 @@ debug_options ALL,1 84,0
 
 # A machine can waste its own share of these, not the others'.
 max_filedescriptors 16384
-request_header_max_size 64 KB
-reply_header_max_size 64 KB
 request_body_max_size 64 MB
-client_request_buffer_max_size 512 KB
-pipeline_prefetch 0
 request_start_timeout 30 seconds
 request_timeout 30 seconds
 client_idle_pconn_timeout 1 minute
@@ -59,7 +55,6 @@ connect_timeout 20 seconds
 forward_timeout 30 seconds
 # Models think for minutes before the first byte.
 read_timeout 15 minutes
-half_closed_clients off
 shutdown_lifetime 2 seconds
 positive_dns_ttl 1 minute
 negative_dns_ttl 5 seconds
@@ -80,14 +75,19 @@ acl because_too_many annotate_transaction decision=deny reason=too-many-connecti
 acl because_private annotate_transaction decision=deny reason=private-address
 acl because_no_route annotate_transaction decision=deny reason=broker-failed
 
+acl now_peeked annotate_client peeked=yes
+acl peeked note peeked yes
+acl proven note clt_conn_tag same-host
+acl because_unproven annotate_transaction decision=deny reason=no-answer
+acl unproven all-of peeked !proven because_unproven
+
 acl flood all-of too_many because_too_many
 acl inside all-of private !may_be_private because_private
 acl broker_inside all-of private !may_be_private !own_ollama because_private
 
 # The machine's own policy first: nothing is resolved for a host that isn't on it.
-acl tunnel_or_request all-of !broker_port !flood listed !inside
-acl to_provider all-of broker_port !flood brokered
-http_access deny manager
+acl tunnel_or_request all-of !broker_port listed !unproven !flood !inside
+acl to_provider all-of broker_port brokered !flood
 http_access allow to_provider
 http_access allow tunnel_or_request
 # 407, because any other refusal of a CONNECT is sent inside a TLS session with a certificate nobody trusts.
@@ -95,9 +95,11 @@ deny_info 407:ERR_ACCESS_DENIED CONNECT
 http_access deny CONNECT
 http_access deny all
 
-# A tunnel is for the host it was opened for. Resolved once more: that is as close to the connection as it gets.
-ssl_bump peek first_step
-ssl_bump splice second_step same_host !inside
+# A tunnel is for the host it was opened for. Squid asks http_access once more before it connects, so a name that
+# resolves to another address by then is judged again. It also splices when it gets no answer at all: then "unproven"
+# refuses in http_access.
+ssl_bump peek first_step now_peeked
+ssl_bump splice second_step same_host
 ssl_bump terminate all
 
 # The broker: the policy helper named the provider's URL in a note, the rewriter puts it in place of the machine's.
@@ -116,6 +118,8 @@ acl wants_bearer note key_header bearer
 request_header_access X-Api-Key deny broker_port
 request_header_access Authorization deny broker_port
 request_header_access Cookie deny broker_port
+request_header_access Cache-Control deny broker_port
+request_header_access Surrogate-Capability deny broker_port
 request_header_add X-Api-Key "%note{api_key}" wants_x_api_key
 request_header_add Authorization "Bearer %note{api_key}" wants_bearer
 reply_header_access X-Cache deny all
@@ -123,15 +127,39 @@ reply_header_access X-Cache-Lookup deny all
 reply_header_access Cache-Status deny all
 )";
 
-/// Everything that a machine can influence is percent-encoded (#), which leaves nothing that JSON would mind.
-constexpr std::string_view logFormat =
-    R"({"ts":%ts.%03tu,"agent":"%#note{agent}","src":"%>a","method":"%#rm","host":"%#>rd","port":"%#>rP",)"
-    R"("url":"%#ru","upstream":"%#note{upstream}","sni":"%#ssl::>sni","decision":"%#note{decision}",)"
-    R"("rule":"%#note{rule}","reason":"%#note{reason}","status":"%>Hs","squid":"%Ss","error":"%#err_code",)"
-    R"("server":"%<a","up":%>st,"down":%<st,"ms":%tr})";
+/// One line a decision. Everything that a machine can influence is percent-encoded (#), which leaves nothing
+/// that JSON would mind. "host" and "port" are the client's words (">"), or the provider's ("<") behind the
+/// broker.
+std::string logFormat(std::string_view name, char side) {
+  return std::format(
+      "logformat {0} "
+      R"({{"ts":%ts.%03tu,"agent":"%#note{{agent}}","src":"%>a","via":"{0}","method":"%#rm","host":"%#{1}rd",)"
+      R"("port":"%#{1}rP","url":"%#ru","sni":"%#ssl::>sni","decision":"%#note{{decision}}",)"
+      R"("rule":"%#note{{rule}}","reason":"%#note{{reason}}","status":"%>Hs","squid":"%Ss","error":"%#err_code",)"
+      R"("server":"%<a","up":%>st,"down":%<st,"ms":%tr}})"
+      "\n",
+      name, side);
+}
+
+std::string logs(const SquidPaths& paths) {
+  return logFormat("proxy", '>') + logFormat("broker", '<') + R"(
+# A tunnel is logged when it ends; squid would also tell that it began. A connection without a request says nothing.
+acl allowed note decision allow
+acl connected http_status 200
+acl nowhere_yet hier_code HIER_NONE
+acl asked has request
+acl answered has response
+acl only_begun all-of proven allowed answered connected nowhere_yet
+acl worth_a_line any-of asked answered
+)" +
+         std::format(
+             "access_log {0} logformat=broker broker_port worth_a_line\n"
+             "access_log {0} logformat=proxy !broker_port worth_a_line !only_begun\n",
+             plain(paths.accessLog));
+}
 
 std::string helpers(const Settings& settings, const SquidPaths& paths) {
-  const std::string& helper = plain(paths.helper);
+  const std::string helper = plain(paths.helper);
   const std::string policies = plain(settings.runtimeDirectory) + "/policy";
   // Never cached: a policy that changes counts for the next request.
   const auto question = [&](std::string_view name, std::string_view tokens, std::string_view arguments) {
@@ -168,18 +196,19 @@ std::string privateHosts(const Settings& settings) {
          "acl own_ollama all-of own_ollama_host own_ollama_port\n";
 }
 
-/// Machines whose policy names a parent go through it and no other way, the rest never do.
+/// Machines whose policy names a parent go through it and no other way, even if it is no longer listed. The
+/// broker never does: squid would send the parent what is meant for the provider, key and all, instead of a
+/// CONNECT.
 std::string parents(const Settings& settings) {
-  std::string text;
+  std::string text = "\nacl has_parent note parent\nnever_direct allow has_parent\n";
   int number = 0;
   for (const auto& parent : settings.parentProxies) {
     ++number;
     text += std::format("acl through_{} note parent {}\n", number, parent.str()) +
             std::format("cache_peer {} parent {} 0 no-query no-digest no-netdb-exchange name=parent_{}{}\n",
                         parent.host, parent.port, number, parent.tls ? " tls" : "") +
-            std::format("cache_peer_access parent_{0} allow through_{0}\n", number) +
-            std::format("cache_peer_access parent_{} deny all\n", number) +
-            std::format("never_direct allow through_{}\n", number);
+            std::format("cache_peer_access parent_{0} allow through_{0} !broker_port\n", number) +
+            std::format("cache_peer_access parent_{} deny all\n", number);
   }
   return text;
 }
@@ -196,9 +225,7 @@ std::string renderSquidConf(const Settings& settings, const SquidPaths& paths) {
          "tls_outgoing_options min-version=1.2" +
          (settings.proxyCaFile ? " default-ca=off cafile=" + plain(*settings.proxyCaFile) : "") + "\n" +
          std::string(fixed) + helpers(settings, paths) + privateHosts(settings) + std::string(rules) +
-         parents(settings) +
-         std::format("logformat decisions {}\naccess_log {} logformat=decisions\n", logFormat,
-                     plain(paths.accessLog));
+         parents(settings) + logs(paths);
 }
 
 }  // namespace agentmachine

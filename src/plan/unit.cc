@@ -9,18 +9,21 @@ namespace agentmachine {
 
 namespace {
 
-// What systemd-nspawn itself needs to build a machine with private users and network; found by taking away one at a
-// time. The machine's own set is smaller still (see nspawn.cc).
+// What systemd-nspawn itself needs to build a machine with private users and network; found by taking away
+// one at a time. The machine's own set is smaller still (see nspawn.cc).
 constexpr auto nspawnBoundingSet =
     "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_MKNOD CAP_NET_ADMIN "
-    "CAP_SETFCAP CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_SYS_ADMIN CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_RESOURCE";
+    "CAP_SETFCAP CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_SYS_ADMIN CAP_SYS_CHROOT CAP_SYS_PTRACE "
+    "CAP_SYS_RESOURCE";
 
 void setHooks(IniFile& file, const Machine& machine, const std::string& program) {
   // '+': outside the unit's own sandbox, as root of the host.
   const auto hook = [&](std::string_view name) {
     return std::format("+{} hook {} {}", escapeSpecifiers(program), name, machine.card.id.str());
   };
-  file.set("ExecStartPre", hook("prepare")).set("ExecStartPost", hook("attach")).set("ExecStopPost", hook("release"));
+  file.set("ExecStartPre", hook("prepare"))
+      .set("ExecStartPost", hook("attach"))
+      .set("ExecStopPost", hook("release"));
 }
 
 void setLimits(IniFile& file, const ResourceLimits& limits) {
@@ -71,8 +74,8 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
       .set("Description", "Agent " + machine.card.id.str())
       // nspawn's template alone would start the image writable and with the host's network.
       .set("AssertPathExists", paths.settings)
-      // Wanted, not required: restarting one of them must not restart the machines. That they are there is checked
-      // by the prepare hook, which names the one that is missing.
+      // Wanted, not required: restarting one of them must not restart the machines. That they are there is
+      // checked by the prepare hook, which names the one that is missing.
       .set("Wants", "agentmachine-network.service agentmachine-proxy.service")
       .set("After", "agentmachine-network.service agentmachine-proxy.service");
   if (machine.card.ttl.count() > 0) file.set("Wants", paths.ttlTimer);

@@ -71,6 +71,9 @@ Decision decideBroker(const Policy& policy, std::string_view method, std::string
   const auto deny = [&](std::string_view reason) {
     return Decision{.reason = reason, .rule = upstream.str()};
   };
+  // squid can't open a tunnel to the provider through another proxy; it would hand the proxy the request
+  // itself.
+  if (policy.parent) return deny("provider-behind-parent");
   if (method != "GET" && method != "POST") return deny("method-not-allowed");
   if (policy.broker->header != KeyHeader::none && !upstream.tls) return deny("key-without-tls");
   const auto path = target.substr(0, target.find('?'));

@@ -74,7 +74,11 @@ Answer ask(const std::string& mode, const Directories& directories, const std::v
   const Policy policy = parsePolicy(*text);
   if (mode == "request")
     return answerFor(decideRequest(policy, tokens.at(1), tokens.at(2), tokens.at(3), tokens.at(4)), policy);
-  if (mode == "sni") return answerFor(decideServerName(tokens.at(1), tokens.at(2)), policy);
+  if (mode == "sni") {
+    Answer answer = answerFor(decideServerName(tokens.at(1), tokens.at(2)), policy);
+    if (answer.ok) answer.notes.emplace_back("clt_conn_tag", "same-host");
+    return answer;
+  }
   return askBroker(directories, policy, source->str(), tokens.at(1), tokens.at(2));
 }
 
@@ -88,7 +92,7 @@ std::string answerLine(const std::string& mode, const Directories& directories, 
     else
       answer = ask(mode, directories, tokens);
   } catch (const Error& cause) {
-    std::cerr << "agentmachine-policy: " << cause.what() << std::endl;
+    std::cerr << "agentmachine-policy: " << cause.what() << "\n";
     answer = refusal("policy-unreadable");
   } catch (const std::out_of_range&) {
     answer = refusal("question-incomplete");

@@ -1,5 +1,8 @@
 #include "system/guest.h"
 
+#include <csignal>
+#include <optional>
+
 #include <fcntl.h>
 #include <poll.h>
 #include <sdbus-c++/sdbus-c++.h>
@@ -9,10 +12,8 @@
 #include <systemd/sd-bus.h>
 #include <termios.h>
 
-#include <csignal>
-#include <optional>
-
 #include "util/error.h"
+#include "util/pipe.h"
 
 namespace agentmachine {
 
@@ -26,8 +27,10 @@ constexpr auto interface = "org.agentmachine.Init1";
 class GuestCall {
  public:
   GuestCall(const std::string& machine, const GuestCommand& command, const std::string& terminal,
-            std::vector<sdbus::UnixFd> streams)
+            std::vector<sdbus::UnixFd>&& streams)
       : ended_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    // Ours are closed when this returns, so that the command's end of a pipe is its only end.
+    const auto given = std::move(streams);
     // Joins the machine's namespaces in a child, connects to its bus socket there and hands the socket over.
     sd_bus* bus = nullptr;
     if (const int code = sd_bus_open_system_machine(&bus, machine.c_str()); code < 0)
@@ -39,10 +42,12 @@ class GuestCall {
           .onInterface(interface)
           // Commands have no time limit of ours.
           .withTimeout(std::numeric_limits<std::uint64_t>::max())
-          .withArguments(command.user, command.argv, command.environment, command.directory, terminal, streams)
+          .withArguments(command.user, command.argv, command.environment, command.directory, terminal, given)
           .uponReplyInvoke([this](std::optional<sdbus::Error> error, std::int32_t code, bool signaled) {
-            if (error) failure_ = error->getMessage();
-            else status_ = signaled ? 128 + code : code;
+            if (error)
+              failure_ = error->getMessage();
+            else
+              status_ = signaled ? 128 + code : code;
             eventfd_write(ended_.get(), 1);
           });
       connection_->enterEventLoopAsync();
@@ -71,7 +76,8 @@ class GuestCall {
   int status_ = 0;
 };
 
-/// One direction: bytes from one descriptor to the other, with a buffer in between. Neither may block the loop.
+/// One direction: bytes from one descriptor to the other, with a buffer in between. Neither may block the
+/// loop.
 class Relay {
  public:
   Relay(int from, int to) : from_(from), to_(to) {}
@@ -87,11 +93,13 @@ class Relay {
     const ssize_t n = read(from_, chunk, sizeof chunk);
     if (n > 0) buffer_.assign(chunk, static_cast<std::size_t>(n));
     // EIO: the last process on the other side of a terminal is gone.
-    else if (n == 0 || (errno != EAGAIN && errno != EINTR)) open_ = false;
+    else if (n == 0 || (errno != EAGAIN && errno != EINTR))
+      open_ = false;
   }
   void writeSome() {
     const ssize_t n = write(to_, buffer_.data(), buffer_.size());
-    if (n > 0) buffer_.erase(0, static_cast<std::size_t>(n));
+    if (n > 0)
+      buffer_.erase(0, static_cast<std::size_t>(n));
     else if (n < 0 && errno != EAGAIN && errno != EINTR) {
       buffer_.clear();
       open_ = false;
@@ -104,17 +112,9 @@ class Relay {
   std::string buffer_;
 };
 
-struct Pipe {
-  Fd read, write;
-};
-
-Pipe makePipe() {
-  int fds[2];
-  if (pipe2(fds, O_CLOEXEC) < 0) throw errnoError("pipe");
-  return {Fd{fds[0]}, Fd{fds[1]}};
+sdbus::UnixFd give(Fd& fd) {
+  return sdbus::UnixFd(fd.release(), sdbus::adopt_fd);
 }
-
-sdbus::UnixFd give(Fd& fd) { return sdbus::UnixFd(fd.release(), sdbus::adopt_fd); }
 
 /// Our own terminal in raw mode, restored at the end.
 class RawTerminal {
@@ -172,12 +172,14 @@ int execInMachine(const std::string& machine, const GuestCommand& command) {
   const GuestCall call(machine, command, "", std::move(streams));
 
   fcntl(in.write.get(), F_SETFL, O_NONBLOCK);
-  Relay input(STDIN_FILENO, in.write.get()), output(out.read.get(), STDOUT_FILENO), errors(err.read.get(), STDERR_FILENO);
+  Relay input(STDIN_FILENO, in.write.get()), output(out.read.get(), STDOUT_FILENO),
+      errors(err.read.get(), STDERR_FILENO);
   // The command's end closes its side of the pipes: what is in them still counts.
   bool ended = false;
   while (!ended || !output.done() || !errors.done()) {
     if (input.done()) in.write.reset();
-    std::vector<pollfd> fds = {output.wantsRead(), output.wantsWrite(), errors.wantsRead(), errors.wantsWrite()};
+    std::vector<pollfd> fds = {output.wantsRead(), output.wantsWrite(), errors.wantsRead(),
+                               errors.wantsWrite()};
     fds.push_back({ended ? -1 : call.endedFd(), POLLIN, 0});
     fds.push_back(ended || input.done() ? pollfd{-1, 0, 0} : input.wantsRead());
     fds.push_back(ended || input.done() ? pollfd{-1, 0, 0} : input.wantsWrite());

@@ -8,15 +8,15 @@
 namespace agentmachine {
 
 struct GuestCommand {
-  std::string user;                      ///< empty: the payload's user, `agent`
+  std::string user;  ///< empty: the payload's user, `agent`
   std::vector<std::string> argv;
   std::vector<std::string> environment;  ///< NAME=VALUE, besides the machine's own
   std::string directory;                 ///< empty: the workspace
 };
 
-/// Runs the command and relays this process's standard input, output and error to it through fresh pipes, so that
-/// none of the caller's descriptors enters the machine. Returns its exit status, 128 + signal if one killed it. If
-/// this process dies, the command is killed. Throws Error if the machine can't be asked.
+/// Runs the command and relays this process's standard input, output and error to it through fresh pipes, so
+/// that none of the caller's descriptors enters the machine. Returns its exit status, 128 + signal if one
+/// killed it. If this process dies, the command is killed. Throws Error if the machine can't be asked.
 int execInMachine(const std::string& machine, const GuestCommand& command);
 
 /// The same on a new terminal of the machine; ours is in raw mode meanwhile and its size is followed.

@@ -1,21 +1,16 @@
 #include "system/host.h"
 
+#include <filesystem>
+
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/openat2.h>
-#include <poll.h>
 #include <pwd.h>
-#include <sched.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
-
-#include <csignal>
-#include <filesystem>
-#include <fstream>
 
 #include "build_config.h"
+#include "system/idmap.h"
 #include "system/image_store.h"
 #include "util/error.h"
 #include "util/fd.h"
@@ -30,43 +25,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::size_t maxStateBytes = 2 * maxCardBytes;
-
-/// A user namespace of its own, for trying an idmapped mount with; empty if the kernel gives none.
-Fd userNamespace() {
-  int ready[2];
-  if (pipe2(ready, O_CLOEXEC) < 0) return {};
-  Fd readEnd{ready[0]}, writeEnd{ready[1]};
-  const pid_t child = fork();
-  if (child == 0) {
-    if (unshare(CLONE_NEWUSER) == 0) (void)!write(writeEnd.get(), "x", 1);
-    pause();
-    _exit(0);
-  }
-  if (child < 0) return {};
-  writeEnd.reset();
-  char byte = 0;
-  Fd space;
-  if (read(readEnd.get(), &byte, 1) == 1) {
-    const fs::path process = "/proc/" + std::to_string(child);
-    std::ofstream(process / "uid_map") << "0 0 65536\n";
-    std::ofstream(process / "gid_map") << "0 0 65536\n";
-    space = Fd{open((process / "ns/user").c_str(), O_RDONLY | O_CLOEXEC)};
-  }
-  kill(child, SIGKILL);
-  waitpid(child, nullptr, 0);
-  return space;
-}
-
-/// Tries what nspawn will do: no list of file systems can be right for every kernel.
-bool canIdmap(const std::string& path) {
-  const Fd tree{static_cast<int>(syscall(SYS_open_tree, AT_FDCWD, path.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC))};
-  const Fd space = userNamespace();
-  if (!tree || !space) return false;
-  mount_attr attributes{};
-  attributes.attr_set = MOUNT_ATTR_IDMAP;
-  attributes.userns_fd = static_cast<std::uint64_t>(space.get());
-  return syscall(SYS_mount_setattr, tree.get(), "", AT_EMPTY_PATH, &attributes, sizeof attributes) == 0;
-}
 
 bool leadsThroughLink(const std::string& path) {
   open_how how{};
@@ -88,7 +46,8 @@ Owner ownerOfNewWorkspaces(const Settings& settings) {
   }
   if (const auto* user = getpwnam(settings.workspaceUser.c_str())) return {user->pw_uid, user->pw_gid};
   throw Error("there is no user \"" + settings.workspaceUser +
-              "\" to own new workspaces: run systemd-sysusers, or name another in `workspace_user` of " + settingsPath);
+              "\" to own new workspaces: run systemd-sysusers, or name another in `workspace_user` of " +
+              settingsPath);
 }
 
 }  // namespace
@@ -151,7 +110,8 @@ Host snapshot(const Settings& settings, const std::vector<Card>& cards) {
             .workspaces = {},
             .requester = ownerOfNewWorkspaces(settings),
             .proxyGroup = proxyGroup(settings)};
-  for (const auto& image : ImageStore(settings.stateDirectory + "/images").list()) host.images.push_back(image.digest);
+  for (const auto& image : ImageStore(settings.stateDirectory + "/images").list())
+    host.images.push_back(image.digest);
   for (const auto& card : cards)
     host.workspaces.emplace(card.workspace.str(), workspaceFacts(card.workspace.str()));
   return host;

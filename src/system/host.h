@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "plan/plan.h"
+#include "plan/snapshot.h"
 
 namespace agentmachine {
 
@@ -25,8 +25,8 @@ gid_t proxyGroup(const Settings& settings);
 
 WorkspaceFacts workspaceFacts(const std::string& path);
 
-/// The snapshot for planning these cards. A new workspace is for the person behind sudo (SUDO_UID) or, with nobody
-/// there, for Settings::workspaceUser.
+/// The snapshot for planning these cards. A new workspace is for the person behind sudo (SUDO_UID) or, with
+/// nobody there, for Settings::workspaceUser.
 Host snapshot(const Settings& settings, const std::vector<Card>& cards);
 
 }  // namespace agentmachine

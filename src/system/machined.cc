@@ -39,8 +39,10 @@ pid_t Machined::leader(const std::string& machine) {
         .onInterface(managerInterface)
         .withArguments(machine)
         .storeResultsTo(path);
-    return static_cast<pid_t>(
-        sdbus::createProxy(bus_, service, path)->getProperty("Leader").onInterface(machineInterface).get<std::uint32_t>());
+    return static_cast<pid_t>(sdbus::createProxy(bus_, service, path)
+                                  ->getProperty("Leader")
+                                  .onInterface(machineInterface)
+                                  .get<std::uint32_t>());
   } catch (const sdbus::Error& cause) {
     throw Error("find machine " + machine + ": " + cause.getMessage());
   }

@@ -1,10 +1,10 @@
 // systemd-machined over D-Bus: which machines run, and a terminal in one of them.
 #pragma once
-#include <sys/types.h>
-
 #include <optional>
 #include <string>
 #include <vector>
+
+#include <sys/types.h>
 
 #include "util/fd.h"
 

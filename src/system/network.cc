@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <format>
+
 #include <nlohmann/json.hpp>
 
 #include "plan/machine.h"
@@ -15,7 +16,9 @@ namespace agentmachine {
 
 namespace {
 
-bool interfaceExists(const std::string& name) { return std::filesystem::exists("/sys/class/net/" + name); }
+bool interfaceExists(const std::string& name) {
+  return std::filesystem::exists("/sys/class/net/" + name);
+}
 
 struct Prefix {
   std::uint32_t network = 0;
@@ -37,15 +40,16 @@ std::optional<Prefix> parsePrefix(const std::string& text) {
 
 void refuseOverlap(const Settings& settings) {
   const Prefix ours{settings.gateway.value, settings.prefixLength};
-  const auto routes = nlohmann::json::parse(runChecked({"ip", "-json", "-4", "route", "show", "table", "all"}));
+  const auto routes =
+      nlohmann::json::parse(runChecked({"ip", "-json", "-4", "route", "show", "table", "all"}));
   for (const auto& route : routes) {
     const auto destination = parsePrefix(route.value("dst", ""));
     const std::string device = route.value("dev", "");
     if (!destination || device == settings.bridge || device == "lo" || !destination->overlaps(ours)) continue;
-    throw Error(std::format("the network of the bridge {}, {}/{}, overlaps this host's route to {} through {}: choose "
-                            "another `address` in /etc/agentmachine/agentmachine.conf",
-                            settings.bridge, settings.gateway.str(), settings.prefixLength,
-                            route.value("dst", ""), device));
+    throw Error(std::format(
+        "the network of the bridge {}, {}/{}, overlaps this host's route to {} through {}: choose "
+        "another `address` in /etc/agentmachine/agentmachine.conf",
+        settings.bridge, settings.gateway.str(), settings.prefixLength, route.value("dst", ""), device));
   }
 }
 
@@ -62,7 +66,8 @@ void bringNetworkUp(const Settings& settings) {
     runChecked({"nft", "-f", "-"}, renderNftRuleset(settings));
     std::string commands;
     if (!interfaceExists(settings.bridge))
-      commands += std::format("link add name {} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n", settings.bridge);
+      commands += std::format("link add name {} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n",
+                              settings.bridge);
     commands += std::format(
         "link set dev {0} addrgenmode none\n"
         "address replace {1}/{2} dev {0}\n"
@@ -82,24 +87,28 @@ void takeNetworkDown(const Settings& settings) {
 void checkNetworkGuards(const Settings& settings) {
   for (const std::string family : {"bridge", "inet"})
     if (!tableExists(family))
-      throw Error(std::format("the packet filter is not in place (nft table \"{} agentmachine\" is missing): "
-                              "systemctl restart agentmachine-network",
-                              family));
+      throw Error(
+          std::format("the packet filter is not in place (nft table \"{} agentmachine\" is missing): "
+                      "systemctl restart agentmachine-network",
+                      family));
   if (!interfaceExists(settings.bridge))
-    throw Error(std::format("the bridge {} is missing: systemctl restart agentmachine-network", settings.bridge));
+    throw Error(
+        std::format("the bridge {} is missing: systemctl restart agentmachine-network", settings.bridge));
 }
 
 void attachMachine(const Settings& settings, Ipv4 address, pid_t leader) {
   const std::string interface = hostInterface(settings, address), mac = macAddress(address);
   inContext("connect " + interface, [&] {
     runChecked({"nft", "-f", "-"}, renderNftElementAdd(interface, mac, address));
-    runChecked({"ip", "-batch", "-"},
-               std::format("link set dev {0} addrgenmode none\n"
-                           "link set dev {0} master {1}\n"
-                           "link set dev {0} type bridge_slave isolated on learning off flood off mcast_flood off\n",
-                           interface, settings.bridge));
+    runChecked(
+        {"ip", "-batch", "-"},
+        std::format("link set dev {0} addrgenmode none\n"
+                    "link set dev {0} master {1}\n"
+                    "link set dev {0} type bridge_slave isolated on learning off flood off mcast_flood off\n",
+                    interface, settings.bridge));
     runChecked({"bridge", "fdb", "replace", mac, "dev", interface, "master", "static"});
-    const std::vector<std::string> inside = {"nsenter", std::format("--net=/proc/{}/ns/net", leader), "ip", "-batch", "-"};
+    const std::vector<std::string> inside = {"nsenter", std::format("--net=/proc/{}/ns/net", leader), "ip",
+                                             "-batch", "-"};
     // A route to the gateway and to nothing else: the machine has no neighbours to ask for.
     runChecked(inside, std::format("link set dev host0 addrgenmode none address {}\n"
                                    "address replace {}/32 dev host0\n",

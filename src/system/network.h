@@ -1,24 +1,24 @@
-// The bridge, the machines' interfaces and nft, through iproute2 and nft(8): both take their commands on standard
-// input, so no value becomes an argument list of a shell.
+// The bridge, the machines' interfaces and nft, through iproute2 and nft(8): both take their commands on
+// standard input, so no value becomes an argument list of a shell.
 #pragma once
-#include <sys/types.h>
-
 #include <string>
+
+#include <sys/types.h>
 
 #include "plan/host.h"
 
 namespace agentmachine {
 
-/// Makes the bridge with the gateway's address and loads our nft tables; what is there already stays. Refuses, by
-/// name, if another route of the host overlaps the bridge's network.
+/// Makes the bridge with the gateway's address and loads our nft tables; what is there already stays.
+/// Refuses, by name, if another route of the host overlaps the bridge's network.
 void bringNetworkUp(const Settings& settings);
 /// Removes the bridge and our tables.
 void takeNetworkDown(const Settings& settings);
 /// Throws Error, naming the guard, unless bridge and nft tables are there.
 void checkNetworkGuards(const Settings& settings);
 
-/// Connects a started machine: nft element, bridge port (isolated), address and connected route inside, and only
-/// then up, so that no packet passes before its rules. `leader` is the machine's PID 1.
+/// Connects a started machine: nft element, bridge port (isolated), address and connected route inside, and
+/// only then up, so that no packet passes before its rules. `leader` is the machine's PID 1.
 void attachMachine(const Settings& settings, Ipv4 address, pid_t leader);
 /// Removes what attachMachine left on the host. Nothing there is no error.
 void detachMachine(const Settings& settings, Ipv4 address);

@@ -1,6 +1,7 @@
 #include "system/run_record.h"
 
 #include <filesystem>
+
 #include <nlohmann/json.hpp>
 
 #include "util/error.h"
@@ -13,8 +14,12 @@ namespace {
 constexpr std::size_t maxRecordBytes = 65536;
 constexpr mode_t recordMode = 0600;
 
-std::int64_t seconds(std::chrono::sys_seconds time) { return time.time_since_epoch().count(); }
-std::chrono::sys_seconds time(std::int64_t seconds) { return std::chrono::sys_seconds(std::chrono::seconds(seconds)); }
+std::int64_t seconds(std::chrono::sys_seconds time) {
+  return time.time_since_epoch().count();
+}
+std::chrono::sys_seconds time(std::int64_t seconds) {
+  return std::chrono::sys_seconds(std::chrono::seconds(seconds));
+}
 
 template <class Record>
 std::optional<Record> read(const std::string& path, Record (*parse)(const nlohmann::json&)) {
@@ -45,8 +50,10 @@ std::optional<RunRecord> readRunRecord(const std::string& runtime) {
 }
 
 void writeEndRecord(const std::string& runtime, const EndRecord& record) {
-  const nlohmann::ordered_json json = {
-      {"at", seconds(record.at)}, {"expired", record.expired}, {"result", record.result}, {"status", record.status}};
+  const nlohmann::ordered_json json = {{"at", seconds(record.at)},
+                                       {"expired", record.expired},
+                                       {"result", record.result},
+                                       {"status", record.status}};
   writeFileAtomically(runtime + "/end.json", json.dump(), recordMode);
 }
 
@@ -59,9 +66,13 @@ std::optional<EndRecord> readEndRecord(const std::string& runtime) {
   });
 }
 
-void removeEndRecord(const std::string& runtime) { removeFile(runtime + "/end.json"); }
+void removeEndRecord(const std::string& runtime) {
+  removeFile(runtime + "/end.json");
+}
 
-void markExpired(const std::string& runtime) { writeFileAtomically(runtime + "/expired", "", recordMode); }
+void markExpired(const std::string& runtime) {
+  writeFileAtomically(runtime + "/expired", "", recordMode);
+}
 
 bool consumeExpiredMark(const std::string& runtime) {
   const bool expired = std::filesystem::exists(runtime + "/expired");

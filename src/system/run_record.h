@@ -1,20 +1,20 @@
-// What is noted about a machine's run while systemd knows no place for it: written by the unit's hooks, read by ls.
-// Under /run, so a reboot forgets it.
+// What is noted about a machine's run while systemd knows no place for it: written by the unit's hooks, read
+// by ls. Under /run, so a reboot forgets it.
 #pragma once
-#include <sys/types.h>
-
 #include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
 
+#include <sys/types.h>
+
 namespace agentmachine {
 
 /// A run that was started; kept until the next one.
 struct RunRecord {
-  std::chrono::sys_seconds since;                         ///< when it was started
+  std::chrono::sys_seconds since;                        ///< when it was started
   std::optional<std::chrono::microseconds> ttlDeadline;  ///< on CLOCK_MONOTONIC
-  pid_t leader = 0;                                       ///< 0 until the machine is connected
+  pid_t leader = 0;                                      ///< 0 until the machine is connected
 };
 
 /// How the last run ended.

@@ -1,12 +1,12 @@
 #include "system/systemd.h"
 
-#include <sdbus-c++/sdbus-c++.h>
-
 #include <charconv>
 #include <condition_variable>
 #include <csignal>
 #include <map>
 #include <mutex>
+
+#include <sdbus-c++/sdbus-c++.h>
 
 #include "build_config.h"
 #include "system/clock.h"
@@ -62,16 +62,20 @@ Systemd::Systemd()
     throw Error("this host runs systemd " + version + ", and agentmachine needs " +
                 std::to_string(AGENTMACHINE_SYSTEMD_MIN) + " or newer");
   // Once a connection; without it systemd sends no JobRemoved.
-  translated("subscribe to systemd", [&] { manager(*bus_)->callMethod("Subscribe").onInterface(managerInterface); });
+  translated("subscribe to systemd",
+             [&] { manager(*bus_)->callMethod("Subscribe").onInterface(managerInterface); });
   bus_->enterEventLoopAsync();
 }
 
-Systemd::~Systemd() { bus_->leaveEventLoop(); }
+Systemd::~Systemd() {
+  bus_->leaveEventLoop();
+}
 
 void Systemd::runJob(const std::string& method, const std::string& unit,
                      std::optional<std::chrono::seconds> killAfter) {
   auto proxy = manager(*bus_);
-  // The job may end before its number is known here, so results are collected by job until ours is among them.
+  // The job may end before its number is known here, so results are collected by job until ours is among
+  // them.
   std::mutex mutex;
   std::condition_variable ended;
   std::map<std::string, std::string> results;
@@ -88,7 +92,9 @@ void Systemd::runJob(const std::string& method, const std::string& unit,
   const auto isEnded = [&] { return results.contains(job); };
   if (killAfter && !ended.wait_for(lock, *killAfter, isEnded)) {
     lock.unlock();
-    proxy->callMethod("KillUnit").onInterface(managerInterface).withArguments(unit, "all", std::int32_t{SIGKILL});
+    proxy->callMethod("KillUnit")
+        .onInterface(managerInterface)
+        .withArguments(unit, "all", std::int32_t{SIGKILL});
     lock.lock();
   }
   ended.wait(lock, isEnded);
@@ -142,9 +148,11 @@ std::string Systemd::activeState(const std::string& unit) {
 std::chrono::microseconds Systemd::ensureTimer(const std::string& timer, const std::string& description,
                                                std::chrono::seconds after) {
   // OnStartupSec= counts from when systemd came up, so it is an absolute time.
-  const std::chrono::microseconds startup(managerProperty<std::uint64_t>(*bus_, "UserspaceTimestampMonotonic"));
+  const std::chrono::microseconds startup(
+      managerProperty<std::uint64_t>(*bus_, "UserspaceTimestampMonotonic"));
   const auto deadline = monotonicNow() + after;
-  const auto fromStartup = static_cast<std::uint64_t>((deadline - startup).count());
+  // Whole milliseconds: that is what systemd keeps of it over a daemon-reload.
+  const auto fromStartup = static_cast<std::uint64_t>((deadline - startup).count()) / 1000 * 1000;
   using Timer = sdbus::Struct<std::string, std::uint64_t>;
   const std::vector<TransientProperty> properties = {
       {"Description", sdbus::Variant(description)},

@@ -21,13 +21,17 @@ struct UnitState {
 /// One connection to the system bus, and org.freedesktop.systemd1 on it.
 class Systemd {
  public:
-  /// Connects. Throws Error if there is no system bus, or if systemd is older than this program was built for.
+  /// Connects. Throws Error if there is no system bus, or if systemd is older than this program was built
+  /// for.
   Systemd();
   ~Systemd();
+  Systemd(const Systemd&) = delete;
+  Systemd& operator=(const Systemd&) = delete;
 
   /// Enqueues a start job and waits for it. Throws Error if the job's result is not "done".
   void start(const std::string& unit);
-  /// The same for a stop; a unit that is not loaded is stopped already. After `timeout` all its processes get SIGKILL.
+  /// The same for a stop; a unit that is not loaded is stopped already. After `timeout` all its processes get
+  /// SIGKILL.
   void stop(const std::string& unit, std::optional<std::chrono::seconds> timeout = std::nullopt);
   /// Forgets that a unit failed, so that it counts as inactive.
   void resetFailed(const std::string& unit);
@@ -37,10 +41,10 @@ class Systemd {
   /// ActiveState of one unit; "inactive" if it is not loaded.
   std::string activeState(const std::string& unit);
 
-  /// Makes a transient timer that starts the service of its name once, `after` from now, and goes when nothing wants it any more.
-  /// Its deadline is absolute on the monotonic clock, so a daemon-reload doesn't move it (systemd issue 31914: one
-  /// with OnActiveSec= would start again). Does nothing if the timer is active already. The deadline is returned, on
-  /// CLOCK_MONOTONIC.
+  /// Makes a transient timer that starts the service of its name once, `after` from now, and goes when
+  /// nothing wants it any more. Its deadline is absolute on the monotonic clock, so a daemon-reload doesn't
+  /// move it (systemd issue 31914: one with OnActiveSec= would start again). Does nothing if the timer is
+  /// active already. The deadline is returned, on CLOCK_MONOTONIC.
   std::chrono::microseconds ensureTimer(const std::string& timer, const std::string& description,
                                         std::chrono::seconds after);
 

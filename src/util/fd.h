@@ -1,8 +1,8 @@
 // A file descriptor with one owner. Never does I/O itself.
 #pragma once
-#include <unistd.h>
-
 #include <utility>
+
+#include <unistd.h>
 
 namespace agentmachine {
 

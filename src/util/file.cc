@@ -1,9 +1,9 @@
 #include "util/file.h"
 
+#include <cerrno>
+
 #include <fcntl.h>
 #include <sys/stat.h>
-
-#include <cerrno>
 
 #include "util/error.h"
 #include "util/fd.h"
@@ -25,7 +25,8 @@ std::string readAll(int fd, const std::filesystem::path& path, std::size_t maxBy
     if (n == 0) return content;
     content.append(buffer, static_cast<std::size_t>(n));
     if (content.size() > maxBytes)
-      throw Error("read " + path.string() + ": larger than the " + std::to_string(maxBytes) + " bytes allowed");
+      throw Error("read " + path.string() + ": larger than the " + std::to_string(maxBytes) +
+                  " bytes allowed");
   }
 }
 

@@ -1,16 +1,17 @@
 // Whole files: read with a cap, written so that a reader or a crash never sees half of one.
 #pragma once
-#include <sys/types.h>
-
 #include <cstddef>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
 
+#include <sys/types.h>
+
 namespace agentmachine {
 
-/// Reads a regular file of at most `maxBytes`. Throws Error ("read PATH: …") if it is missing, larger or no file.
+/// Reads a regular file of at most `maxBytes`. Throws Error ("read PATH: …") if it is missing, larger or no
+/// file.
 std::string readFile(const std::filesystem::path& path, std::size_t maxBytes);
 
 /// As readFile, but nothing if the file does not exist.

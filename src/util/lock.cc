@@ -1,9 +1,9 @@
 #include "util/lock.h"
 
+#include <cerrno>
+
 #include <fcntl.h>
 #include <sys/file.h>
-
-#include <cerrno>
 
 #include "util/error.h"
 

@@ -6,8 +6,8 @@
 
 namespace agentmachine {
 
-/// Holds flock(2) on `path`, which is made if need be (with its directory), from construction to destruction. Waits
-/// for other holders.
+/// Holds flock(2) on `path`, which is made if need be (with its directory), from construction to destruction.
+/// Waits for other holders.
 class FileLock {
  public:
   explicit FileLock(const std::filesystem::path& path);

@@ -10,6 +10,7 @@
 
 #include "util/error.h"
 #include "util/fd.h"
+#include "util/pipe.h"
 #include "util/text.h"
 
 extern char** environ;
@@ -19,16 +20,6 @@ namespace agentmachine {
 namespace {
 
 constexpr std::size_t maxCollected = 16 * 1024 * 1024;
-
-struct Pipe {
-  Fd read, write;
-};
-
-Pipe makePipe() {
-  int fds[2];
-  if (pipe2(fds, O_CLOEXEC) < 0) throw errnoError("pipe");
-  return {Fd{fds[0]}, Fd{fds[1]}};
-}
 
 /// Appends what is there; false at end of file.
 bool drain(Fd& fd, std::string& into) {

@@ -13,6 +13,7 @@
 #include "guest/bus.h"
 
 using namespace agentmachine;
+using namespace std::literals;
 
 namespace {
 
@@ -116,7 +117,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   target.path.copy(address.sun_path, sizeof address.sun_path - 1);
   require(connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
 
-  const std::string authentication("\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n", 49);
+  const std::string authentication = "\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"s;
   const bool isCall = data[0] % 4 >= 2;
   if (data[0] % 4 >= 1) sendTo(client.get(), authentication, false);
   target.run();

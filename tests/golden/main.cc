@@ -9,5 +9,6 @@ int main(int argc, char** argv) {
     return 2;
   }
   agentmachine::registerCardGoldens(argv[1]);
+  agentmachine::registerPlanGoldens(argv[1]);
   return RUN_ALL_TESTS();
 }

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 # Sourced by ./lab on the machine outside: makes the Debian 13 build root and enters it. Changes nothing
 # outside but two packages and the cache directory.
 

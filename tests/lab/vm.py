@@ -93,7 +93,8 @@ class Machine:
             '-smp', '2', '-m', '4G', '-object', 'memory-backend-memfd,id=mem,size=4G,share=on',
             '-kernel', kernel, '-append',
             'console=ttyS0 quiet loglevel=4 root=/dev/nvme0n1 rw rootfstype=ext4 systemd.show_status=0 '
-            'mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check',
+            'mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check panic=-1',
+            '-action', 'reboot=shutdown',  # until it is up: a kernel that panics ends at once
             '-drive', f'if=none,id=root,file={root},{disk}', '-device', 'nvme,drive=root,serial=root',
             '-drive', f'if=none,id=images,file={images},{disk}', '-device', 'virtio-blk-pci,drive=images',
             '-chardev', f'socket,id=src,fd={fds[0]}', '-device', 'vhost-user-fs-pci,chardev=src,tag=src',
@@ -155,6 +156,7 @@ class Daemon:
             if self.ready:
                 self.lost()
             self.ready = self.was_ready = True
+            os.write(self.monitor.fd, b'{"execute": "set-action", "arguments": {"reboot": "reset"}}\n')
             for frame in self.early:
                 if frame[1] in self.clients:
                     self.link.send(*frame)
@@ -367,7 +369,7 @@ def main(verb, *rest):
         before = termios.tcgetattr(0) if os.isatty(0) else None
         try:
             if before:
-                tty.setraw(0)
+                tty.setraw(0, termios.TCSADRAIN)  # typed ahead is not lost
             code = client.run()
         finally:
             if before:

@@ -18,9 +18,12 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <systemd/sd-bus.h>
+#include <termios.h>
 
 #include "util/fd.h"
 #include "util/file.h"
+
+using namespace std::literals;
 
 namespace agentmachine {
 namespace {
@@ -48,7 +51,7 @@ bool isClosed(int fd) {
   char buffer[4096];
   pollfd wait{fd, POLLIN, 0};
   while (poll(&wait, 1, patience) > 0)
-    if (recv(fd, buffer, sizeof buffer, 0) <= 0) return true;
+    if (read(fd, buffer, sizeof buffer) <= 0) return true;
   return false;
 }
 
@@ -65,7 +68,8 @@ struct Pipe {
 /// One running agentmachine-init and what it prints.
 class Machine {
  public:
-  Machine(const std::vector<std::string>& options, const std::string& script) {
+  enum Start { asPid1, asPid1InVain, asAnotherProcess };
+  Machine(const std::vector<std::string>& options, const std::string& script, Start start = asPid1) {
     std::string pattern = (std::filesystem::temp_directory_path() / "guest.XXXXXX").string();
     directory_ = mkdtemp(pattern.data());
     chmod(directory_.c_str(), 0755);
@@ -81,12 +85,16 @@ class Machine {
     setsockopt(notify_.get(), SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
 
     // What systemd-nspawn does: namespaces, mounts, no new privileges, and few capabilities, which shows that
-    // these are enough. ulimit: so that running out of descriptors is a matter of a few connections.
+    // these are enough; and what the payload must not inherit. ulimit: so that a few connections are too
+    // many.
     const std::string setUp =
         "set -e; mount -t proc proc /proc; mount -t tmpfs tmpfs /run; mount --bind \"$D/passwd\" "
         "/etc/passwd; "
         "mount -t devpts -o newinstance,ptmxmode=666 devpts /dev/pts; ulimit -n 64; "
-        "exec setpriv --no-new-privs --bounding-set -all,+setuid,+setgid,+setpcap,+kill,+chown \"$@\"";
+        "umask 077; { echo -100 >/proc/self/oom_score_adj; } 2>/dev/null || :; " +
+        std::string(start == asAnotherProcess ? "" : "exec ") +
+        "setpriv --no-new-privs --groups 4,24 --inh-caps +kill "
+        "--bounding-set -all,+setuid,+setgid,+setpcap,+kill,+chown \"$@\"";
     std::vector<std::string> argv = {"unshare", "--pid", "--mount", "--net", "--fork", "--kill-child"};
     if (isChrooted()) argv.insert(argv.end(), {"--propagation", "unchanged"});
     argv.insert(argv.end(), {"sh", "-c", setUp, "sh", AGENTMACHINE_INIT, "--directory=/tmp"});
@@ -114,7 +122,7 @@ class Machine {
       _exit(127);
     }
     output_ = std::move(output.out);
-    expectNotified("READY=1");
+    if (start == asPid1) expectNotified("READY=1");
   }
 
   ~Machine() {
@@ -281,16 +289,18 @@ class GuestMachine : public testing::Test {
 constexpr const char* waitForEver = "echo begun; exec sleep infinity";
 
 TEST_F(GuestMachine, PayloadHasNoPrivilege) {
-  Machine machine(
-      {},
-      "id; grep -E '^(Cap|NoNewPrivs)' /proc/self/status; cat /proc/self/oom_score_adj; pwd; umask; "
-      "readlink /proc/self/fd/0; ls /proc/self/fd | wc -l; ps -o sid= $$ | tr -d ' '; echo $$");
+  Machine machine({},
+                  "id; grep -E '^(Cap|NoNewPrivs|SigBlk|SigIgn)' /proc/self/status; cat "
+                  "/proc/self/oom_score_adj; pwd; umask; "
+                  "readlink /proc/self/fd/0; ls /proc/self/fd | wc -l; set -- $(cat /proc/$$/stat); test $6 "
+                  "= $$ && echo leads its session");
   const std::string text = machine.rest();
   EXPECT_TRUE(
       text.starts_with("uid=65532(agent) gid=65532 groups=65532\n"
+                       "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
                        "CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n"
                        "CapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\n"
-                       "0\n/tmp\n0022\n/dev/null\n4\n"))
+                       "0\n/tmp\n0022\n/dev/null\n4\nleads its session\n"))
       << text;
   EXPECT_EQ(machine.wait(), 0);
 }
@@ -314,6 +324,23 @@ TEST_F(GuestMachine, SaysWhyThePayloadCannotRun) {
   Machine secret({"--secret-env=KEY=/no/such/file"}, "true");
   EXPECT_TRUE(secret.rest().contains("payload not started: read /no/such/file: No such file or directory"));
   EXPECT_EQ(secret.wait(), 1);
+  std::string path = testing::TempDir() + "secretXXXXXX";
+  const Fd file{mkstemp(path.data())};
+  ASSERT_EQ(write(file.get(), "a\0b", 3), 3);
+  Machine binary({"--secret-env=KEY=" + path}, "true");
+  EXPECT_TRUE(binary.rest().contains("payload not started: read " + path + ": holds a zero byte"));
+  unlink(path.c_str());
+}
+
+TEST_F(GuestMachine, RefusesToStartWhereItCannotWork) {
+  Machine root({"--user=root"}, "true", Machine::asPid1InVain);
+  EXPECT_EQ(root.rest(), "agentmachine-init: --user=root: the payload never runs as root\n");
+  EXPECT_EQ(root.wait(), 1);
+  Machine nobody({"--user=bob"}, "true", Machine::asPid1InVain);
+  EXPECT_EQ(nobody.rest(), "agentmachine-init: no user bob in the image's /etc/passwd\n");
+  // Elsewhere it would end every process there is.
+  Machine elsewhere({}, "true", Machine::asAnotherProcess);
+  EXPECT_EQ(elsewhere.rest(), "agentmachine-init: runs only as the first process of a machine\n");
 }
 
 TEST_F(GuestMachine, GivesASecretToThePayloadOnly) {
@@ -381,6 +408,13 @@ TEST_F(GuestMachine, KillsWhatDoesNotEndInTime) {
   EXPECT_EQ(machine.rest(), "agentmachine-init: not everything ended within 1 s: killed\n");
 }
 
+TEST_F(GuestMachine, EndsWhatHasBeenStopped) {
+  Machine machine({"--stop-timeout=20"}, "trap 'exit 3' TERM; sh -c 'kill -STOP $PPID; echo begun'; exit 4");
+  machine.printedUntil("begun\n");
+  EXPECT_EQ(machine.signalAndWait(SIGTERM), 0);
+  EXPECT_TRUE(machine.rest().contains("payload exited with status 3\n"));
+}
+
 TEST_F(GuestMachine, ReapsOrphans) {
   Machine machine({}, waitForEver);
   machine.printedUntil("begun\n");
@@ -426,7 +460,7 @@ TEST_F(GuestMachine, ExecEndsWithItsCaller) {
   EXPECT_EQ(readUntil(out.out.get(), "\n"), "here\n");
   EXPECT_TRUE(isRunning(machine, "7777"));
   bus.reset();
-  EXPECT_EQ(readAll(out.out.get()), "");  // closed: nobody holds it any more
+  EXPECT_TRUE(isClosed(out.out.get()));  // nobody holds it any more
 }
 
 TEST_F(GuestMachine, ExecLeavesNothingBehind) {
@@ -441,6 +475,10 @@ std::pair<Fd, std::string> openTerminal(const Machine& machine) {
   int unlocked = 0, number = -1;
   EXPECT_EQ(ioctl(own.get(), TIOCSPTLCK, &unlocked), 0);
   EXPECT_EQ(ioctl(own.get(), TIOCGPTN, &number), 0);
+  termios settings{};
+  EXPECT_EQ(tcgetattr(own.get(), &settings), 0);
+  settings.c_iflag &= ~static_cast<tcflag_t>(IUTF8);  // as older kernels have it
+  EXPECT_EQ(tcsetattr(own.get(), TCSANOW, &settings), 0);
   return {std::move(own), "/dev/pts/" + std::to_string(number)};
 }
 
@@ -450,11 +488,13 @@ TEST_F(GuestMachine, ExecCanHaveATerminal) {
   const Bus bus = connectTo(machine);
   ExecResult result;
   readResult(
-      ask(bus, execCall(bus, "", "tty; test -w $(tty) && echo mine; echo >/dev/tty on it; exit 4", path, {})),
+      ask(bus, execCall(bus, "",
+                        "tty; test -w $(tty) && stty -a | grep -o -e -*iutf8; echo >/dev/tty on it; exit 4",
+                        path, {})),
       result);
   EXPECT_EQ(result.refused, "");
   EXPECT_EQ(result.code, 4);
-  EXPECT_EQ(readAll(own.get()), path + "\r\nmine\r\non it\r\n");
+  EXPECT_EQ(readAll(own.get()), path + "\r\niutf8\r\non it\r\n");
 }
 
 /// What machined's OpenMachineShell sends, as far as it matters.
@@ -560,7 +600,7 @@ int reachedAsAgent(const Machine& machine) {
     const sockaddr_un address{AF_UNIX, "system_bus_socket"};
     if (connect(client.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0)
       _exit(noFurtherThanConnect);
-    const std::string hello("\0AUTH EXTERNAL 3635353332\r\n", 27);
+    const std::string hello = "\0AUTH EXTERNAL 3635353332\r\n"s;
     if (write(client.get(), hello.data(), hello.size()) < 0) _exit(0);
     _exit(readUntil(client.get(), "\r\n").starts_with("OK") && write(client.get(), "BEGIN\r\n", 7) == 7 &&
                   !readAll(client.get()).empty()
@@ -574,8 +614,9 @@ int reachedAsAgent(const Machine& machine) {
 
 TEST_F(GuestMachine, OnlyRootCanUseTheBus) {
   Machine machine({}, waitForEver);
+  ASSERT_EQ(chmod((machine.root() + "/run/dbus").c_str(), 0755), 0);
   EXPECT_EQ(reachedAsAgent(machine), noFurtherThanConnect);
-  // Were the mode ever wrong, the uid is looked at too.
+  // Were the modes ever wrong, the uid is looked at too.
   ASSERT_EQ(chmod(machine.socketPath().c_str(), 0666), 0);
   EXPECT_EQ(reachedAsAgent(machine), noFurtherThanAuth);
 }
@@ -601,14 +642,14 @@ Fd rawClient(const Machine& machine) {
 void sendBytes(const Fd& client, const std::string& bytes) {
   send(client.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
 }
-const std::string authentication("\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n", 49);
+const std::string authentication = "\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"s;
 
 TEST_F(GuestMachine, OutlivesBadClients) {
   Machine machine({}, waitForEver);
   for (const auto& bytes : {std::string(1, '\0') + "GET / HTTP/1.1\r\n\r\n" + std::string(100'000, 'x'),
                             authentication + std::string(1000, '\xff'),
                             // The header of a call with a body of 64 MiB.
-                            authentication + std::string("l\1\0\1\0\0\0\4\1\0\0\0\0\0\0\0", 16)}) {
+                            authentication + "l\1\0\1\0\0\0\4\1\0\0\0\0\0\0\0"s}) {
     const Fd client = rawClient(machine);
     sendBytes(client, bytes);
     EXPECT_TRUE(isClosed(client.get()));

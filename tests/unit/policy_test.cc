@@ -166,6 +166,8 @@ TEST(BrokerPort, NeedsAProviderAndTlsForAKey) {
   EXPECT_EQ(decideBroker(policy, "GET", "/").reason, "key-without-tls");
   policy.broker->header = KeyHeader::none;
   EXPECT_TRUE(decideBroker(policy, "GET", "/").allowed);
+  policy.parent = url("http://parent.example.org:3128");
+  EXPECT_EQ(decideBroker(policy, "GET", "/").reason, "provider-behind-parent");
   policy.broker.reset();
   EXPECT_EQ(decideBroker(policy, "GET", "/").reason, "no-provider");
 }

@@ -1,7 +1,7 @@
+#include <filesystem>
+
 #include <gtest/gtest.h>
 #include <sys/stat.h>
-
-#include <filesystem>
 
 #include "util/error.h"
 #include "util/file.h"

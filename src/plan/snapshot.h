@@ -1,0 +1,41 @@
+// The host as it was just before planning: all that a plan may depend on besides its card. Pure: no I/O.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+#include "plan/machine.h"
+
+namespace agentmachine {
+
+struct Owner {
+  uid_t user = 0;
+  gid_t group = 0;
+  bool operator==(const Owner&) const = default;
+};
+
+/// What is at a card's workspace.
+struct WorkspaceFacts {
+  bool exists = false;
+  bool directory = false;
+  bool throughLink = false;  ///< some component is a symbolic link
+  Owner owner;
+  bool idmappable = false;  ///< mount_setattr(2) can map its users
+  std::string fileSystem;   ///< its type, for messages
+};
+
+/// A snapshot of the host, taken before planning.
+struct Host {
+  Settings settings;
+  std::string program;                               ///< the agentmachine binary
+  std::string init;                                  ///< agentmachine-init
+  std::vector<std::string> images;                   ///< digests, newest first
+  std::map<std::string, Machine> machines;           ///< by id
+  std::map<std::string, WorkspaceFacts> workspaces;  ///< by path
+  Owner requester;                                   ///< whom a new workspace belongs to
+  gid_t proxyGroup = 0;                              ///< group of Settings::proxyUser
+};
+
+}  // namespace agentmachine

@@ -1,0 +1,103 @@
+// Golden tests of plans: CASE/card.json on a host that is always the same gives CASE's plan or its refusal.
+#include "plan/plan.h"
+
+#include <gtest/gtest.h>
+
+#include "golden.h"
+#include "util/error.h"
+#include "util/file.h"
+
+namespace agentmachine {
+
+namespace {
+
+Card cardFrom(const std::filesystem::path& path) {
+  auto card = parseCard(readFile(path, maxCardBytes), CardFormat::json);
+  if (!card) throw Error(describe(path.string(), card.error()));
+  return *std::move(card);
+}
+
+/// A host with one machine and one image, and a workspace of each kind.
+Host host() {
+  Host host{.settings = {},
+            .program = "/usr/bin/agentmachine",
+            .init = "/usr/libexec/agentmachine/agentmachine-init",
+            .images = {"sha256-" + std::string(64, '1')},
+            .requester = {1000, 1000},
+            .proxyGroup = 989};
+  host.settings.parentProxies = {Url::parse("http://10.100.1.1:3128").value()};
+  const Card neighbour{.id = AgentId::parse("neighbour").value(),
+                       .workspace = AbsolutePath::parse("/mnt/agents/neighbour").value()};
+  host.machines.emplace("neighbour", Machine{neighbour,
+                                             {.image = "sha256-" + std::string(64, '0'),
+                                              .address = Ipv4::parse("10.213.0.2").value(),
+                                              .uidBase = host.settings.uidBase}});
+  const WorkspaceFacts absent{.idmappable = true, .fileSystem = "ext2/ext3"};
+  host.workspaces = {
+      {"/mnt/agents/new", absent},
+      {"/mnt/agents/neighbour", absent},
+      {"/mnt/agents/neighbour/inner", absent},
+      {"/mnt/agents/link", {.throughLink = true, .idmappable = true}},
+      {"/mnt/agents/file", {.exists = true, .owner = {1000, 1000}, .idmappable = true}},
+      {"/mnt/agents/of-root", {.exists = true, .directory = true, .idmappable = true}},
+      {"/mnt/agents/overlay", {.idmappable = false, .fileSystem = "overlayfs"}},
+      {"/mnt/agents/there", {.exists = true, .directory = true, .owner = {1500, 100}, .idmappable = true}},
+  };
+  return host;
+}
+
+std::string planOrRefusal(const Card& card, const Host& host) {
+  try {
+    return describe(planCreate(card, host));
+  } catch (const Error& refusal) {
+    return std::string("refused: ") + refusal.what() + "\n";
+  }
+}
+
+}  // namespace
+
+void registerPlanGoldens(const std::filesystem::path& root) {
+  forEachCase("Plan", root / "plan", [root](const std::filesystem::path& entry) {
+    const Card card = cardFrom(entry);
+    expectGolden(root / "plan/expected" / entry.stem().concat(".txt"), planOrRefusal(card, host()));
+  });
+}
+
+namespace {
+
+TEST(PlanOnHost, SaysWhatIsMissingOrFull) {
+  const Card card{.id = AgentId::parse("new").value(),
+                  .workspace = AbsolutePath::parse("/mnt/agents/new").value()};
+  Host without = host();
+  without.images.clear();
+  EXPECT_THROW(planCreate(card, without), Error);
+  Host small = host();
+  small.settings.prefixLength = 30;  // the gateway's address, the neighbour's, and none beside them
+  EXPECT_THROW(planCreate(card, small), Error);
+  Host few = host();
+  few.settings.uidRanges = 1;
+  EXPECT_THROW(planCreate(card, few), Error);
+}
+
+TEST(PlanOnHost, AMachineKeepsWhatItWasGiven) {
+  Host host = agentmachine::host();
+  const Card card = host.machines.at("neighbour").card;
+  EXPECT_NE(describe(planCreate(card, host)).find("sha256-" + std::string(64, '0')), std::string::npos);
+}
+
+TEST(PlanOnHost, RemovingEndsWithTheState) {
+  const Host host = agentmachine::host();
+  const auto plan = planRemove(host.machines.at("neighbour"), host.settings, false);
+  const auto text = describe(plan);
+  EXPECT_TRUE(text.starts_with(
+      "stop systemd-nspawn@agent-neighbour.service\nremove /run/machines/agent-neighbour\n"));
+  EXPECT_TRUE(text.ends_with("remove /var/lib/agentmachine/machines/neighbour\n"));
+  EXPECT_EQ(text.find("/mnt/agents"), std::string::npos);
+  EXPECT_NE(describe(planRemove(host.machines.at("neighbour"), host.settings, true))
+                .find("remove /mnt/agents/neighbour\n"),
+            std::string::npos);
+}
+
+}  // namespace
+
+}  // namespace agentmachine

@@ -1,0 +1,119 @@
+# shellcheck shell=bash disable=SC2154
+# Sourced by tests/lab/inside: the parts of ./lab test, cheap ones first. Each prints "ok NAME" and "not ok NAME - WHY"
+# lines, whatever else explains them, and fails if anything did.
+
+TIDY_SECONDS=${TIDY_SECONDS:-1500}
+passed=0 failed=0
+
+sources() { find /src/src /src/tests -name '*.cc' -o -name '*.h' | sort; }
+shellScripts() { grep -rlIE '^#!/bin/(ba)?sh|^# shellcheck shell=' /src/lab /src/.ci /src/tests /src/images /src/nix 2>/dev/null | sort; }
+# verdict NAME CMD…: one line for one check.
+verdict() {
+  local name=$1
+  shift
+  if "$@"; then echo "ok $name"; else echo "not ok $name - see above"; return 1; fi
+}
+
+lintPart() {
+  local status=0 file files
+  mapfile -t files < <(sources)
+  verdict clang-format clang-format --dry-run --Werror "${files[@]}" || status=1
+  /src/tests/check-includes || status=1
+  mapfile -t files < <(shellScripts)
+  for file in "${files[@]}"; do bash -n "$file" || { echo "not ok shell-syntax - $file"; status=1; }; done
+  verdict shellcheck shellcheck --severity=warning --external-sources "${files[@]}" || status=1
+  return $status
+}
+# mesonPart DIR SUITE
+mesonPart() {
+  local status=0
+  rm -f "$1/meson-logs/testlog.json"
+  meson test -C "$1" --suite "$2" --num-processes "$(nproc)" --print-errorlogs </dev/null 2>&1 || status=1
+  [[ ! -e $1/meson-logs/testlog.json ]] || $here/count-tests "$1/meson-logs/testlog.json"
+  return $status
+}
+unitPart() { mesonPart "$LAB_STATE/build" unit; }
+goldenPart() { mesonPart "$LAB_STATE/build" golden; }
+# The unit and golden tests again, with the sanitizers.
+asanPart() {
+  local dir=$LAB_STATE/asan status=0
+  [[ -e $dir/build.ninja ]] || meson setup --prefix=/usr -Db_sanitize=address,undefined -Dman=false "$dir" /src >/dev/null || return 1
+  ninja -C "$dir" >"$dir/build.log" 2>&1 || { tail -n 40 "$dir/build.log"; echo "not ok asan-build - see above"; return 1; }
+  for suite in unit golden; do mesonPart "$dir" $suite || status=1; done
+  return $status
+}
+# A source that passed with just these headers passes again unasked.
+tidyPart() {
+  local done=$LAB_STATE/tidy status=0 common file id todo=() ids=()
+  mkdir -p "$done"
+  common=$({ contents /src/.clang-tidy /cache/../etc/debian_version; find /src/src -name '*.h' -print0 | sort -z | xargs -0 sha256sum; } | hash)
+  while read -r file; do
+    id=$({ echo "$common"; sha256sum "$file"; } | hash)
+    [[ -e $done/$id ]] || { todo+=("$file"); ids+=("$id"); }
+  done < <(find /src/src -name '*.cc' | sort)
+  [[ ${#todo[@]} -gt 0 ]] || { echo "ok clang-tidy"; return; }
+  # run-clang-tidy takes patterns; a file's own name is a good enough one.
+  timeout "$TIDY_SECONDS" run-clang-tidy -quiet -j "$(nproc)" -p "$LAB_STATE/build" "${todo[@]}" 2>&1 || status=$?
+  case $status in
+    0) (cd "$done" && touch "${ids[@]}"); echo "ok clang-tidy" ;;
+    124) echo "not ok clang-tidy - took longer than $TIDY_SECONDS s" ;;
+    *) echo "not ok clang-tidy - see above" ;;
+  esac
+  return $status
+}
+# The manifest, images that must not build, and the image built once more, bit for bit.
+imagePart() { verdict image-check $here/make-images --check; }
+labPart() { $here/test-lab; }
+suitePart() { $here/vm.py run "/srv/agentmachine/tests/lab/suites/$1" </dev/null 2>&1; }
+
+# part NAME CMD…: runs one part, counts its lines, shows them all only if one failed.
+part() {
+  local name=$1 log start=$SECONDS status=0 line good=0 bad=0
+  shift
+  log=$LAB_STATE/test-$name.log
+  [[ ! -t 1 ]] || printf '%s …' "$name"
+  # Not "if": the part must not lose its own error checks.
+  "$@" >"$log" 2>&1 || status=$?
+  while read -r line; do
+    case $line in
+      'ok '*) good=$((good + 1)) ;;
+      'not ok '*) bad=$((bad + 1)) ;;
+    esac
+  done <"$log"
+  [[ $status -eq 0 || $bad -gt 0 ]] || { bad=1; echo "not ok $name - exit status $status" >>"$log"; }
+  [[ $good -gt 0 || $bad -gt 0 ]] || { bad=1; echo "not ok $name - it tested nothing" >>"$log"; }
+  passed=$((passed + good)) failed=$((failed + bad))
+  [[ ! -t 1 ]] || printf '\r\033[K'
+  printf '%-10s %4d passed, %d failed, %d s\n' "$name" $good $bad $((SECONDS - start))
+  if [[ $bad -gt 0 ]]; then
+    grep -E '^not ok ' "$log"
+    sed 's/^/  | /' "$log"
+  fi
+  [[ $bad -eq 0 ]]
+}
+
+vmJournal() {
+  echo "  the test host's journal:"
+  $here/vm.py run journalctl --no-pager -n 60 </dev/null 2>&1 | sed 's/^/  | /' || :
+}
+
+# testParts [NAME…]: the parts, all without names, then the closing line.
+testParts() {
+  local all name
+  all=(lint unit golden image lab)
+  for name in "$here"/suites/*; do all+=("$(basename "$name")"); done
+  all+=(asan tidy)
+  for name in "$@"; do
+    [[ " ${all[*]} " == *" $name "* ]] || die "there is no test \"$name\"; there are: ${all[*]}"
+  done
+  [[ $# -gt 0 ]] || set -- "${all[@]}"
+  for name in "$@"; do
+    case $name in
+      lint | tidy | unit | golden | image | asan) [[ $name == lint ]] || build; part "$name" "${name}Part" || : ;;
+      lab) up; part lab labPart || vmJournal ;;
+      *) up; part "$name" suitePart "$name" || vmJournal ;;
+    esac
+  done
+  echo "$passed passed, $failed failed"
+  [[ $failed -eq 0 ]]
+}
