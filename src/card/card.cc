@@ -14,6 +14,7 @@ namespace agentmachine {
 namespace {
 
 constexpr std::array<std::string_view, 4> providerNames = {"anthropic", "openai", "ollama", "custom"};
+constexpr std::array<std::string_view, 2> deliveryNames = {"broker", "credential"};
 
 const Json& schema() {
   static const Json parsed = Json::parse(cardSchema());
@@ -28,6 +29,8 @@ void eachField(auto& card, auto&& field) {
   field("/api_provider", card.apiProvider);
   field("/api_base_url", card.apiBaseUrl);
   field("/api_key_file", card.apiKeyFile);
+  field("/api_key_header", card.apiKeyHeader);
+  field("/api_key_delivery", card.apiKeyDelivery);
   field("/model", card.model);
   field("/command", card.command);
   field("/proxy", card.proxy);
@@ -36,9 +39,16 @@ void eachField(auto& card, auto&& field) {
   field("/resource_limits/cpu_quota_percent", card.limits.cpuQuotaPercent);
   field("/resource_limits/max_processes", card.limits.maxProcesses);
   field("/resource_limits/max_open_files", card.limits.maxOpenFiles);
+  field("/resource_limits/io_weight", card.limits.ioWeight);
+  field("/resource_limits/disk_mb", card.limits.diskMb);
+  field("/resource_limits/tmp_mb", card.limits.tmpMb);
+  field("/resource_limits/network_mbit", card.limits.networkMbit);
+  field("/resource_limits/max_connections", card.limits.maxConnections);
+  field("/resource_limits/requests_per_second", card.limits.requestsPerSecond);
   field("/allowed_hosts", card.allowedHosts);
   field("/ttl_seconds", card.ttl);
   field("/environment", card.environment);
+  field("/memory_deny_write_execute", card.memoryDenyWriteExecute);
 }
 
 /// A type that is read from a string by its `parse` and gives it back by its `str`.
@@ -71,9 +81,19 @@ void read(const Json& value, std::optional<std::uint64_t>& into) {
 void read(const Json& value, std::chrono::seconds& into) {
   into = std::chrono::seconds(value.get<std::int64_t>());
 }
+void read(const Json& value, bool& into) {
+  into = value.get<bool>();
+}
+/// An enumeration whose values are those of `names`, in order.
+template <class Enum>
+Enum named(const Json& value, const auto& names) {
+  return static_cast<Enum>(std::ranges::find(names, value.get_ref<const std::string&>()) - names.begin());
+}
 void read(const Json& value, ApiProvider& into) {
-  into = static_cast<ApiProvider>(std::ranges::find(providerNames, value.get_ref<const std::string&>()) -
-                                  providerNames.begin());
+  into = named<ApiProvider>(value, providerNames);
+}
+void read(const Json& value, KeyDelivery& into) {
+  into = named<KeyDelivery>(value, deliveryNames);
 }
 template <Parsed T>
 void read(const Json& value, std::vector<T>& into) {
@@ -89,13 +109,19 @@ void read(const Json& value, std::map<K, V>& into) {
 Json written(const Parsed auto& value) {
   return value.str();
 }
-Json written(std::uint64_t value) {
+Json written(std::same_as<std::uint64_t> auto value) {
   return value;
 }
 Json written(std::chrono::seconds value) {
   return value.count();
 }
+Json written(std::same_as<bool> auto value) {
+  return value;
+}
 Json written(ApiProvider value) {
+  return toString(value);
+}
+Json written(KeyDelivery value) {
   return toString(value);
 }
 template <class T>
@@ -126,6 +152,10 @@ Json defaultOf(std::string pointer) {
 
 std::string_view toString(ApiProvider provider) {
   return providerNames.at(static_cast<std::size_t>(provider));
+}
+
+std::string_view toString(KeyDelivery delivery) {
+  return deliveryNames.at(static_cast<std::size_t>(delivery));
 }
 
 std::expected<Card, std::vector<Problem>> parseCard(std::string_view text, CardFormat format) {

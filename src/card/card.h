@@ -16,6 +16,10 @@ namespace agentmachine {
 enum class ApiProvider { anthropic, openai, ollama, custom };
 std::string_view toString(ApiProvider provider);
 
+/// Who holds the API key: the broker, outside, or a file inside that the agent can read.
+enum class KeyDelivery { broker, credential };
+std::string_view toString(KeyDelivery delivery);
+
 /// The card's `resource_limits`, with the seed's defaults.
 struct ResourceLimits {
   std::uint64_t memoryMb = 4096;
@@ -23,6 +27,12 @@ struct ResourceLimits {
   std::optional<std::uint64_t> cpuQuotaPercent{};  ///< of one CPU
   std::uint64_t maxProcesses = 50;
   std::uint64_t maxOpenFiles = 1024;
+  std::uint64_t ioWeight = 100;                      ///< 1 to 10000, relative to everyone else's 100
+  std::optional<std::uint64_t> diskMb{};             ///< MiB of the workspace
+  std::optional<std::uint64_t> tmpMb{};              ///< MiB of /tmp; absent: a quarter of the memory
+  std::optional<std::uint64_t> networkMbit{};        ///< 10^6 bits a second, each way
+  std::uint64_t maxConnections = 128;                ///< to proxy and broker together, at once
+  std::uint64_t requestsPerSecond = 100;             ///< judged by the proxy; more have to wait
   bool operator==(const ResourceLimits&) const = default;
 };
 
@@ -31,6 +41,8 @@ struct Card {
   AbsolutePath workspace;
   ApiProvider apiProvider = ApiProvider::anthropic;
   std::optional<AbsolutePath> apiKeyFile{};
+  std::optional<HeaderName> apiKeyHeader{};  ///< absent: the provider's own
+  KeyDelivery apiKeyDelivery = KeyDelivery::broker;
   std::optional<Url> proxy{};  ///< absent, and every spelling of our own proxy, mean ours
   ResourceLimits limits{};
   std::vector<HostPattern> allowedHosts{};  ///< empty: the provider only
@@ -38,6 +50,7 @@ struct Card {
   std::map<EnvironmentName, PlainText> environment{};
   std::vector<PlainText> command{};  ///< empty: `opencode serve`
   std::optional<PlainText> model{};
+  bool memoryDenyWriteExecute = false;
   std::optional<Url> apiBaseUrl{};  ///< absent: the provider's own
   bool operator==(const Card&) const = default;
 };

@@ -75,6 +75,36 @@ std::expected<std::uint16_t, std::string> parsePort(std::string_view text) {
   return port;
 }
 
+/// "80,8080": in order, none twice.
+std::expected<std::vector<std::uint16_t>, std::string> parsePorts(std::string_view text) {
+  std::vector<std::uint16_t> ports;
+  for (const auto& part : split(text, ',')) {
+    const auto port = parsePort(part);
+    if (!port) return std::unexpected(port.error());
+    ports.push_back(*port);
+  }
+  std::ranges::sort(ports);
+  if (std::ranges::adjacent_find(ports) != ports.end())
+    return std::unexpected("has a port twice: write each once");
+  return ports;
+}
+
+/// "GET,HEAD": in order, none twice.
+std::expected<std::vector<std::string>, std::string> parseMethods(std::string_view text) {
+  constexpr auto known =
+      std::to_array<std::string_view>({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"});
+  auto methods = split(text, ',');
+  for (const auto& method : methods)
+    if (!contains(known, method))
+      return std::unexpected(
+          "has a space in it, but before it no HTTP methods: write the host alone, like \"example.org\", or "
+          "methods of DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT, like \"GET,HEAD example.org:80\"");
+  std::ranges::sort(methods);
+  if (std::ranges::adjacent_find(methods) != methods.end())
+    return std::unexpected("has a method twice: write each once");
+  return methods;
+}
+
 bool isIpv4(std::string_view text) {
   const auto parts = split(text, '.');
   return parts.size() == 4 && std::ranges::all_of(parts, [](const std::string& part) {
@@ -195,13 +225,23 @@ Wrong PlainTextRule::check(std::string_view text) {
 }
 
 std::string HostPattern::str() const {
-  return (subdomains ? "." : "") + name.str() + ":" + std::to_string(port);
+  std::vector<std::string> numbers;
+  for (const auto port : ports) numbers.push_back(std::to_string(port));
+  return (methods.empty() ? "" : join(methods, ",") + " ") + (subdomains ? "." : "") + name.str() + ":" +
+         join(numbers, ",");
 }
 
 std::expected<HostPattern, std::string> HostPattern::parse(std::string_view text) {
   const auto wrong = [](std::string message) { return std::unexpected(std::move(message)); };
   if (text.find("://") != std::string_view::npos)
     return wrong("is a URL: write only its host, like \"example.org\" or \"example.org:8443\"");
+  std::vector<std::string> methods;
+  if (const auto space = text.find(' '); space != std::string_view::npos) {
+    auto parsed = parseMethods(text.substr(0, space));
+    if (!parsed) return wrong(parsed.error());
+    methods = *std::move(parsed);
+    text.remove_prefix(space + 1);
+  }
   if (text == "*" || text == "*." || text == "." || text.starts_with("*:"))
     return wrong("would allow every host: list the hosts that the agent needs");
   if (text.find('/') != std::string_view::npos)
@@ -209,14 +249,18 @@ std::expected<HostPattern, std::string> HostPattern::parse(std::string_view text
   if (text.find('@') != std::string_view::npos)
     return wrong("has a user's name in it: write only the host, like \"example.org\"");
 
-  std::uint16_t port = 443;
+  std::vector<std::uint16_t> ports = {443};
   // Two colons or a bracket are IPv6, which HostName names as such.
   if (const auto colon = text.find(':'); colon != std::string_view::npos && colon == text.rfind(':')) {
-    const auto parsed = parsePort(text.substr(colon + 1));
+    auto parsed = parsePorts(text.substr(colon + 1));
     if (!parsed) return wrong(parsed.error());
-    port = *parsed;
+    ports = *std::move(parsed);
     text = text.substr(0, colon);
   }
+  if (!methods.empty() && contains(ports, 443))
+    return wrong(
+        "has methods for port 443, but nobody can see methods in TLS: name the port of plain HTTP, like "
+        "\"GET example.org:80\", or leave the methods out");
   bool subdomains = true;
   if (text.starts_with("*."))
     text.remove_prefix(2);
@@ -232,7 +276,26 @@ std::expected<HostPattern, std::string> HostPattern::parse(std::string_view text
   if (name->str().find('.') == std::string::npos)
     return wrong(subdomains ? "would allow a whole top-level domain: list the hosts that the agent needs"
                             : "is not a full name: write it with its domain, like \"gitlab.example.org\"");
-  return HostPattern{std::move(*name), subdomains, port};
+  return HostPattern{std::move(*name), subdomains, std::move(ports), std::move(methods)};
+}
+
+std::expected<HeaderName, std::string> HeaderName::parse(std::string_view text) {
+  // What HTTP, or a proxy on the way, gives a meaning of its own.
+  constexpr auto taken = std::to_array<std::string_view>(
+      {"accept", "accept-encoding", "connection", "cookie", "expect", "forwarded", "host", "keep-alive", "te",
+       "trailer", "transfer-encoding", "upgrade", "user-agent", "via"});
+  constexpr auto takenPrefixes = std::to_array<std::string_view>({"content-", "if-", "proxy-", "sec-"});
+  auto name = lowered(text);
+  if (name.empty() || name.size() > 64 || !isLetter(name[0]) ||
+      !std::ranges::all_of(name, [](char c) { return isLetter(c) || isDigit(c) || c == '-'; }))
+    return std::unexpected(
+        "is no name of a header for a key: letters, digits and hyphens, at most 64, like \"x-api-key\"");
+  const auto begins = [&](std::string_view prefix) { return name.starts_with(prefix); };
+  if (contains(taken, name) || std::ranges::any_of(takenPrefixes, begins))
+    return std::unexpected(
+        "is a header that HTTP itself needs: name the one in which the provider expects the key, like "
+        "\"x-api-key\"");
+  return HeaderName{std::move(name)};
 }
 
 std::string Url::str() const {

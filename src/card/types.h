@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace agentmachine {
 
@@ -64,17 +65,28 @@ class MachineName {
   std::string name_;
 };
 
-/// A line of `allowed_hosts`: "x.org", "x.org:8443", ".x.org" or "*.x.org" (the last two are the same). Upper
-/// case is taken as lower. Names of one label are refused: a whole top-level domain, or a name that only a
-/// search list of the host would complete.
+/// A line of `allowed_hosts`: "x.org", "x.org:80,8080", ".x.org" or "*.x.org" (the last two are the same), and
+/// "GET,HEAD x.org:80". Upper case is taken as lower. Names of one label are refused: a whole top-level
+/// domain, or a name that only a search list of the host would complete.
 struct HostPattern {
   HostName name;
-  bool subdomains = false;  ///< also every name below `name`, and `name` itself
-  std::uint16_t port = 443;
+  bool subdomains = false;                   ///< also every name below `name`, and `name` itself
+  std::vector<std::uint16_t> ports = {443};  ///< at least one, in order, none twice
+  std::vector<std::string> methods{};        ///< HTTP's (RFC 9110, 9.1), in order; empty: any, and tunnels
   auto operator<=>(const HostPattern&) const = default;
-  /// As written in a policy: "[.]NAME:PORT".
+  /// As written in a policy: "[METHOD,… ][.]NAME:PORT,…".
   [[nodiscard]] std::string str() const;
   static std::expected<HostPattern, std::string> parse(std::string_view text);
+};
+
+/// A header's name (RFC 9110, 5.1), in lower case, that carries nothing but a key: not one that HTTP itself
+/// gives a meaning.
+struct HeaderName {
+  std::string name;
+  auto operator<=>(const HeaderName&) const = default;
+  [[nodiscard]] const std::string& str() const { return name; }
+  /// Upper case is taken as lower.
+  static std::expected<HeaderName, std::string> parse(std::string_view text);
 };
 
 /// What is wrong with a path as a workspace, beyond AbsolutePath: it is, holds or is part of the system, of

@@ -47,6 +47,7 @@ const std::map<std::string_view, Wrong (*)(std::string_view)> formats = {
     {"absolute-path", AbsolutePathRule::check},
     {"agent-id", AgentIdRule::check},
     {"environment-name", EnvironmentNameRule::check},
+    {"header-name", wrongOf<HeaderName>},
     {"host-pattern", wrongOf<HostPattern>},
     {"key-file", checkKeyFile},
     {"plain-text", PlainTextRule::check},
@@ -192,6 +193,7 @@ class Validator {
                       : type == "array"   ? value.is_array()
                       : type == "string"  ? value.is_string()
                       : type == "integer" ? value.is_number_integer()
+                      : type == "boolean" ? value.is_boolean()
                                           : throw Error("card schema: unknown type " + type);
     if (good) return true;
     if (value.is_null() && !pointer.empty())
@@ -206,6 +208,7 @@ class Validator {
     if (type == "object") return "an object";
     if (type == "array") return "a list, in [ ]";
     if (type == "string") return value.is_primitive() ? "a string: write it in quotes" : "a string";
+    if (type == "boolean") return value.is_string() ? "true or false, without quotes" : "true or false";
     return integerRange(schema) + (value.is_string()   ? ", without quotes"
                                    : value.is_number() ? ", without point or exponent"
                                                        : "");

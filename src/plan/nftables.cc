@@ -83,7 +83,7 @@ table inet agentmachine {
 /// Ollama. The names are squid's business; here only their ports are known.
 std::string allowedPrivate(const Settings& settings) {
   std::set<std::uint16_t> ports;
-  for (const auto& host : settings.privateHosts) ports.insert(host.port);
+  for (const auto& host : settings.privateHosts) ports.insert(host.ports.begin(), host.ports.end());
   for (const auto& parent : settings.parentProxies) ports.insert(parent.port);
   std::vector<std::string> texts;
   for (const auto port : ports) texts.push_back(std::to_string(port));

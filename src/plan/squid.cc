@@ -178,7 +178,13 @@ std::string helpers(const Settings& settings, const SquidPaths& paths) {
          "on-persistent-overload=ERR\n";
 }
 
-/// Names that may resolve to private addresses, each with its port: dstdomain knows no ports.
+std::string portsOf(const HostPattern& host) {
+  std::vector<std::string> numbers;
+  for (const auto port : host.ports) numbers.push_back(std::to_string(port));
+  return join(numbers, " ");
+}
+
+/// Names that may resolve to private addresses, each with its ports: dstdomain knows none.
 std::string privateHosts(const Settings& settings) {
   std::string text = "# The host's settings let these resolve to private addresses.\n";
   int number = 0;
@@ -186,7 +192,7 @@ std::string privateHosts(const Settings& settings) {
     ++number;
     text += std::format("acl private_name_{} dstdomain -n {}{}\n", number, host.subdomains ? "." : "",
                         host.name.str()) +
-            std::format("acl private_port_{} port {}\n", number, host.port) +
+            std::format("acl private_port_{} port {}\n", number, portsOf(host)) +
             std::format("acl may_be_private all-of private_name_{0} private_port_{0}\n", number);
   }
   if (number == 0) text += "acl may_be_private any-of !all\n";

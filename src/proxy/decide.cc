@@ -47,15 +47,19 @@ Decision decideRequest(const Policy& policy, std::string_view method, std::strin
   // No spelling of an IP address is a HostName.
   const auto name = HostName::parse(lowered(host));
   if (!name) return {.reason = "not-a-host-name"};
-  const HostPattern* otherPort = nullptr;
+  // The rule that came nearest explains a refusal.
+  Decision nearest{.reason = "host-not-listed"};
   for (const auto& pattern : policy.hosts) {
     if (!matches(pattern, *name)) continue;
-    if (std::to_string(pattern.port) == port)
+    if (!std::ranges::any_of(pattern.ports, [&](auto listed) { return std::to_string(listed) == port; })) {
+      if (nearest.rule.empty()) nearest = {.reason = "port-not-listed", .rule = pattern.str()};
+    } else if (!pattern.methods.empty() && !std::ranges::contains(pattern.methods, method)) {
+      nearest = {.reason = "method-not-listed", .rule = pattern.str()};
+    } else {
       return {.allowed = true, .reason = "listed", .rule = pattern.str()};
-    otherPort = &pattern;
+    }
   }
-  if (otherPort) return {.reason = "port-not-listed", .rule = otherPort->str()};
-  return {.reason = "host-not-listed"};
+  return nearest;
 }
 
 Decision decideServerName(std::string_view host, std::string_view serverName) {

@@ -52,5 +52,5 @@ inRoot() {
     cd /src
     exec "$@"' sh "$root" "$src" "$cache" \
     /usr/bin/env -i HOME=/root LANG=C.UTF-8 NIX_SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    LAB_STATE="/cache/checkouts/$key" "${keep[@]}" "$@"
+    CCACHE_DIR=/cache/ccache LAB_STATE="/cache/checkouts/$key" "${keep[@]}" "$@"
 }

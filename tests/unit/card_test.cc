@@ -232,8 +232,17 @@ TEST(Types, HostPatterns) {
   EXPECT_EQ(same("Example.ORG"), "example.org:443");
   EXPECT_EQ(same("*.example.org:80"), ".example.org:80");
   EXPECT_EQ(same(same(".example.org")), ".example.org:443");
+  EXPECT_EQ(same("example.org:8080,80"), "example.org:80,8080");
+  EXPECT_EQ(same("HEAD,GET *.example.org:80"), "GET,HEAD .example.org:80");
+  EXPECT_EQ(same(same("POST example.org:80,8080")), "POST example.org:80,8080");
   EXPECT_FALSE(HostName::parse("Example.org"));
   EXPECT_TRUE(HostName::parse("localhost"));
+}
+
+TEST(Types, HeaderNames) {
+  EXPECT_EQ(HeaderName::parse("X-Api-Key").value().str(), "x-api-key");
+  for (std::string_view text : {"", "-x", "1x", "x_y", "x y", "x:", "Host", "content-length", "Proxy-Authorization"})
+    EXPECT_FALSE(HeaderName::parse(text)) << text;
 }
 
 TEST(Types, Urls) {

@@ -113,6 +113,21 @@ TEST(Request, ListedHostsAndPortsOnly) {
   EXPECT_EQ(decideRequest(policy, "CONNECT", "", "x.b.example.org", "443").rule, ".b.example.org:443");
 }
 
+TEST(Request, ListedMethodsArePlainHttpsAlone) {
+  const Policy policy = policyWith({"GET,HEAD a.example.org:80,8080", "PUT a.example.org:80", "*.example.org:8080"});
+  const auto decide = [&](std::string_view method, std::string_view port) {
+    return decideRequest(policy, method, "http", "a.example.org", port);
+  };
+  EXPECT_EQ(decide("GET", "80").reason, "listed");
+  EXPECT_EQ(decide("PUT", "80").rule, "PUT a.example.org:80");
+  EXPECT_EQ(decide("POST", "80").reason, "method-not-listed");
+  EXPECT_EQ(decide("CONNECT", "80").reason, "method-not-listed");
+  EXPECT_EQ(decide("get", "80").reason, "method-not-listed");
+  // Another rule has no methods.
+  EXPECT_EQ(decide("POST", "8080").reason, "listed");
+  EXPECT_EQ(decide("GET", "81").reason, "port-not-listed");
+}
+
 TEST(Request, NoSpellingOfAnAddressIsAName) {
   const Policy policy = policyWith({"*.example.org"});
   for (const auto* host : {"127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0x7f.1", "[::1]",
