@@ -1,5 +1,6 @@
 #include "guest/spawn.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -17,6 +18,7 @@
 #include <unistd.h>
 
 #include "guest/cgroup.h"
+#include "guest/filter.h"
 #include "util/error.h"
 #include "util/file.h"
 
@@ -60,12 +62,16 @@ void takeTerminal(const User& user) {
   check(tcsetattr(STDIN_FILENO, TCSANOW, &settings), "set up the terminal");
 }
 
-/// The machine's unit protects PID 1 from the OOM killer; what it starts is not worth more than others.
+/// What PID 1 starts goes before PID 1 and before everything of the host's when memory runs out. It can lower
+/// this again, but not below what PID 1 has: only a process with CAP_SYS_RESOURCE on the host sets that bound
+/// apart from the score (proc_pid_oom_score_adj(5)), and no child of PID 1 has ever been one.
 void raiseOomScore() {
   const char* path = "/proc/self/oom_score_adj";
-  if (!readFile(path, 16).starts_with('-')) return;
+  constexpr int above = 500, most = 1000;
+  const std::string score = std::to_string(std::min(atoi(readFile(path, 16).c_str()) + above, most));
   const Fd file{open(path, O_WRONLY | O_CLOEXEC)};
-  if (!file || write(file.get(), "0", 1) != 1) throw errnoError(std::string("write ") + path);
+  if (!file || write(file.get(), score.data(), score.size()) < 0)
+    throw errnoError(std::string("write ") + path);
 }
 
 void dropPrivileges(const User& user) {
@@ -107,6 +113,7 @@ void enterDirectory(std::string directory, const User& user) {
 
 pid_t spawn(const Command& command, const User& user, const Environment& environment,
             const std::string& cgroup) {
+  static const SystemCallFilter filter = makeSystemCallFilter();  // here, so that a child need not make it
   const pid_t pid = fork();
   if (pid < 0) throw errnoError("start a process");
   if (pid > 0) return pid;
@@ -120,6 +127,7 @@ pid_t spawn(const Command& command, const User& user, const Environment& environ
     raiseOomScore();
     umask(022);
     dropPrivileges(user);
+    load(filter);
     enterDirectory(command.directory, user);
     execute(command, environment);
   } catch (const std::exception& error) {

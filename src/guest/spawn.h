@@ -11,8 +11,8 @@
 namespace agentmachine {
 
 /// Forks. The child joins `cgroup` (unless empty), leads a new session, has no capability and can get none,
-/// and runs the command; if it can't, it says why on its standard error and ends with status 127 (not found)
-/// or 126. Throws Error if there is no process to be had.
+/// only the system calls of filter.h, and runs the command; if it can't, it says why on its standard error
+/// and ends with status 127 (not found) or 126. Throws Error if there is no process to be had.
 pid_t spawn(const Command& command, const User& user, const Environment& environment,
             const std::string& cgroup);
 

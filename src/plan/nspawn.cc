@@ -16,6 +16,9 @@ namespace {
 constexpr auto initInside = "/usr/lib/agentmachine/init";
 constexpr auto credentialsInside = "/run/agentmachine/credentials";
 
+/// A home that git, curl and a shell can use.
+constexpr std::uint64_t leastScratchMb = 16;
+
 // What PID 1 needs to start the payload as `agent`, hand it its terminal and end it. The payload has none of
 // them.
 constexpr auto keptCapabilities = {"CAP_CHOWN", "CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"};
@@ -30,12 +33,38 @@ constexpr auto nspawnCapabilities = {"CAP_AUDIT_CONTROL", "CAP_AUDIT_WRITE",    
                                      "CAP_SYS_BOOT",      "CAP_SYS_CHROOT",       "CAP_SYS_NICE",
                                      "CAP_SYS_PTRACE",    "CAP_SYS_RESOURCE",     "CAP_SYS_TTY_CONFIG"};
 
+// What neither PID 1 nor the payload calls, refused for both. The payload has an allow-list besides
+// (guest/filter.cc). nspawn leaves out a call that is named here itself or by one of its own groups, so some
+// calls are named beside their group.
+constexpr auto refusedSystemCalls =
+    "~@aio @clock @cpu-emulation @debug @keyring @module @mount @obsolete @pkey @raw-io @reboot @swap "
+    // keys, asynchronous I/O, other processes
+    "add_key keyctl request_key io_uring_setup io_uring_enter io_uring_register kcmp process_madvise "
+    "process_vm_readv process_vm_writev ptrace pidfd_getfd "
+    // namespaces, mounts, files by handle
+    "unshare setns chroot pivot_root mount umount umount2 mount_setattr move_mount open_tree fsopen fsconfig "
+    "fsmount "
+    "fspick name_to_handle_at open_by_handle_at "
+    // the kernel's own
+    "acct bpf fanotify_init fanotify_mark perf_event_open personality quotactl quotactl_fd setdomainname "
+    "sethostname syslog userfaultfd vhangup "
+    // scheduling and resources
+    "ioprio_set mbind migrate_pages move_pages sched_setaffinity sched_setattr sched_setparam "
+    "sched_setscheduler "
+    "set_mempolicy set_mempolicy_home_node setpriority";
+
 std::string droppedCapabilities() {
   std::vector<std::string> dropped;
   for (const std::string_view capability : nspawnCapabilities)
     if (std::ranges::find(keptCapabilities, capability) == keptCapabilities.end())
       dropped.emplace_back(capability);
   return join(dropped, " ");
+}
+
+/// A tmpfs for everybody, of `size` MiB. It counts as the machine's memory, and so do its inodes: one for 8
+/// KiB.
+std::string scratch(std::string_view path, std::uint64_t size) {
+  return std::format("{}:mode=1777,size={}M,nr_inodes={},nosuid,nodev", path, size, size * 128);
 }
 
 std::string quoteWords(const std::vector<std::string>& words) {
@@ -70,6 +99,7 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
   file.set("PrivateUsers", std::format("{}:{}", machine.allocation.uidBase, uidRangeSize))
       .set("DropCapability", droppedCapabilities())
       .set("NoNewPrivileges", "yes")
+      .set("SystemCallFilter", refusedSystemCalls)
       .set("NotifyReady", "yes")
       // Without it nspawn kills the machine at once when it is told to stop (systemd-nspawn(1),
       // --kill-signal=).
@@ -87,8 +117,10 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .set("BindReadOnly", paths.opencode + ":/etc/opencode/opencode.json:idmap")
       .set("BindReadOnly", paths.credentials + ":" + credentialsInside + ":idmap")
       .set("Bind", paths.workspace + ":/workspace")
-      .set("TemporaryFileSystem", "/tmp:mode=1777,size=25%,nosuid,nodev")
-      .set("TemporaryFileSystem", "/home/agent:mode=1777,size=10%,nosuid,nodev");
+      // Without /run, which is root's alone: these are all the places that the agent can write.
+      .set("TemporaryFileSystem", scratch("/tmp", card.limits.tmpMb.value_or(card.limits.memoryMb / 4)))
+      .set("TemporaryFileSystem", scratch("/home/agent", std::max(card.limits.memoryMb / 10, leastScratchMb)))
+      .set("TemporaryFileSystem", scratch("/dev/shm", std::max(card.limits.memoryMb / 10, leastScratchMb)));
   file.section("Network")
       .set("Private", "yes")
       .set("VirtualEthernet", "no")

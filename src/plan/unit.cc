@@ -29,16 +29,18 @@ void setHooks(IniFile& file, const Machine& machine, const std::string& program)
 void setLimits(IniFile& file, const ResourceLimits& limits) {
   file.set("MemoryMax", std::format("{}M", limits.memoryMb))
       .set("MemorySwapMax", "0")
-      .set("CPUWeight", std::to_string(cpuWeight(limits.cpuShares)));
+      .set("CPUWeight", std::to_string(cpuWeight(limits.cpuShares)))
+      .set("IOWeight", std::to_string(limits.ioWeight));
   if (limits.cpuQuotaPercent) file.set("CPUQuota", std::format("{}%", *limits.cpuQuotaPercent));
   // The card counts the agent's processes; nspawn's two and PID 1 come on top.
   file.set("TasksMax", std::to_string(limits.maxProcesses + 3))
       .set("OOMPolicy", "continue")
-      // PID 1 raises the payload's again, so that the payload goes first.
-      .set("OOMScoreAdjust", "-500");
+      // PID 1 raises the payload's, so that the payload goes first. Not below 0 here: the payload can lower
+      // its own to this again, and must never be dearer than the host's services.
+      .set("OOMScoreAdjust", "0");
 }
 
-void setHardening(IniFile& file, const Settings& settings) {
+void setHardening(IniFile& file, const Card& card, const Settings& settings) {
   file.set("PrivateMounts", "yes")
       .set("CapabilityBoundingSet", nspawnBoundingSet)
       .set("RestrictAddressFamilies", "AF_UNIX AF_INET AF_NETLINK")
@@ -46,6 +48,10 @@ void setHardening(IniFile& file, const Settings& settings) {
       .set("RestrictRealtime", "yes")
       .set("LockPersonality", "yes")
       .set("SystemCallArchitectures", "native")
+      // What neither nspawn nor anything in the machine calls. The .nspawn file and PID 1 leave out much
+      // more.
+      .set("SystemCallFilter", "~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @swap")
+      .set("SystemCallErrorNumber", "EPERM")
       .set("ProtectClock", "yes")
       .set("ProtectKernelModules", "yes")
       .set("KeyringMode", "private")
@@ -57,6 +63,8 @@ void setHardening(IniFile& file, const Settings& settings) {
       .set("IPAddressDeny", "any")
       .set("IPAddressAllow", "localhost")
       .set("IPAddressAllow", settings.gateway.str());
+  // The payload inherits it (PR_SET_MDWE is kept by fork and exec, PR_SET_MDWE(2const)).
+  if (card.memoryDenyWriteExecute) file.set("MemoryDenyWriteExecute", "yes");
 }
 
 }  // namespace
@@ -82,7 +90,7 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
   file.section("Service").set("Slice", machineSlice);
   setHooks(file, machine, program);
   setLimits(file, machine.card.limits);
-  setHardening(file, settings);
+  setHardening(file, machine.card, settings);
   return file.str();
 }
 

@@ -91,7 +91,7 @@ class Machine {
         "set -e; mount -t proc proc /proc; mount -t tmpfs tmpfs /run; mount --bind \"$D/passwd\" "
         "/etc/passwd; "
         "mount -t devpts -o newinstance,ptmxmode=666 devpts /dev/pts; ulimit -n 64; "
-        "umask 077; { echo -100 >/proc/self/oom_score_adj; } 2>/dev/null || :; " +
+        "umask 077; echo 250 >/proc/self/oom_score_adj; " +
         std::string(start == asAnotherProcess ? "" : "exec ") +
         "setpriv --no-new-privs --groups 4,24 --inh-caps +kill "
         "--bounding-set -all,+setuid,+setgid,+setpcap,+kill,+chown \"$@\"";
@@ -300,7 +300,7 @@ TEST_F(GuestMachine, PayloadHasNoPrivilege) {
                        "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"
                        "CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n"
                        "CapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\n"
-                       "0\n/tmp\n0022\n/dev/null\n4\nleads its session\n"))
+                       "750\n/tmp\n0022\n/dev/null\n4\nleads its session\n"))
       << text;
   EXPECT_EQ(machine.wait(), 0);
 }
