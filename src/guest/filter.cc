@@ -64,7 +64,7 @@ constexpr Group allowed[] = {
      "eventfd2 signalfd signalfd4"},
     // Without userfaultfd, remap_file_pages, pkey_…, memfd_secret, mbind and set_mempolicy (@resources).
     {"memory",
-     "brk mmap munmap mprotect mremap madvise mincore msync mseal membarrier mlock mlock2 mlockall munlock "
+     "brk mmap munmap mprotect mremap madvise msync mseal membarrier mlock mlock2 mlockall munlock "
      "munlockall "
      "memfd_create get_mempolicy"},
     // Without ptrace, process_vm_…, process_madvise, pidfd_getfd, kcmp: other processes' memory and

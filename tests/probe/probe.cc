@@ -44,6 +44,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "guest/filter.h"
+
 namespace {
 
 using Arguments = std::vector<std::string>;
@@ -639,6 +641,11 @@ int main(int argc, char** argv) {
   }
   if (arguments[0] == "--list") {
     for (const auto& known : probes) printf("%s %s\n", known.name, known.arguments);
+    return 0;
+  }
+  if (arguments[0] == "--allowed") {
+    for (const auto name : agentmachine::allowedSystemCalls())
+      printf("%.*s\n", static_cast<int>(name.size()), name.data());
     return 0;
   }
   return arguments[0] == "-" ? probeLines() : probe(arguments);
