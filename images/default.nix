@@ -159,6 +159,7 @@ let
     gnused = package.sed;
     gnugrep = package.grep;
     gnutar = package.tar;
+    squashfsTools = package.squashfs-tools;
   } // arguments);
 in
 rootfs { } // {

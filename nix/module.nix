@@ -424,11 +424,11 @@ in
       agentmachine-network = {
         wantedBy = [ "multi-user.target" ];
         reloadIfChanged = true;
-        restartTriggers = [ settingsText ];
+        restartTriggers = [ (builtins.hashString "sha256" settingsText) ];
       };
       agentmachine-proxy = {
         wantedBy = [ "multi-user.target" ];
-        restartTriggers = [ settingsText ];
+        restartTriggers = [ (builtins.hashString "sha256" settingsText) ];
         serviceConfig.ExecStart = [
           ""
           "${cfg.proxyPackage}/bin/squid -N -n agentmachine -f /run/agentmachine/proxy/squid.conf"
