@@ -159,6 +159,7 @@ let
     gnused = package.sed;
     gnugrep = package.grep;
     gnutar = package.tar;
+    squashfsTools = package.squashfs-tools;
   } // arguments);
 in
 rootfs { } // {
@@ -171,5 +172,11 @@ rootfs { } // {
     python = "cp ${busybox}/bin/busybox $out/bin/python3";
     script = "printf '#!/usr/bin/env python3\\n' > $out/bin/innocent";
     systemd = "cp ${busybox}/bin/busybox $out/bin/systemctl";
+  } // {
+    reference =
+      let
+        innocent = runCommand "forbidden-reference" { } "mkdir -p $out/bin\ncp ${busybox}/bin/busybox $out/bin/innocent";
+      in
+      (rootfs { extraPackages = [ innocent ]; disallowedRequisites = [ innocent ]; }).tarball;
   };
 }

@@ -1,6 +1,6 @@
 # The root file system of every machine, from packages that the caller chooses: nixpkgs' (./default.nix) or pinned
 # Debian ones (../images). Outputs: `tarball` (what `agentmachine image import` takes), `tree` (the same as a
-# directory, to look at), `manifest` (every executable in it), `closure` (its store paths), `packages`.
+# directory, to look at), `squashfs` (the same as one file), `manifest` (every executable in it), `closure` (its store paths), `packages`.
 {
   runCommand,
   closureInfo,
@@ -14,7 +14,9 @@
   cacert,
   opencode,
   ripgrep, # opencode's search tools run `rg`, and would download it otherwise
+  squashfsTools,
   extraPackages ? [ ],
+  disallowedRequisites ? [ ], # packages that the image must not refer to in any way
 }:
 let
   name = "agentmachine-rootfs";
@@ -125,9 +127,11 @@ let
     mv manifest $out
   '';
 
+  disallow = if disallowedRequisites == [ ] then { } else { inherit disallowedRequisites; };
+
   # The Nix store holds neither owners nor all modes, so they are given here. Nothing of the time or the builder
   # gets in: the same packages give the same bytes.
-  tarball = runCommand "${name}.tar" { inherit manifest; } ''
+  tarball = runCommand "${name}.tar" ({ inherit manifest; } // disallow) ''
     add() { ${gnutar}/bin/tar --file=$out --format=gnu --sort=name --mtime=@1 --numeric-owner "$@"; }
     set -- --owner=0 --group=0
     add --create "$@" --mode=u+w --directory=${skeleton} \
@@ -144,8 +148,14 @@ let
     mkdir -p $out
     ${gnutar}/bin/tar --extract --file=${tarball} --directory=$out --no-same-owner --no-same-permissions
   '';
+
+  # Owners, modes and times are the tarball's.
+  squashfs = runCommand "${name}.squashfs" { } ''
+    ${squashfsTools}/bin/mksquashfs - $out -tar -noappend -quiet -no-progress -no-xattrs -reproducible -mkfs-time 1 \
+      -root-mode 755 -root-uid 0 -root-gid 0 -root-time 1 -comp zstd -Xcompression-level 3 -processors 1 < ${tarball}
+  '';
 in
 {
-  inherit closure manifest tarball tree;
+  inherit closure manifest opencode squashfs tarball tree;
   packages = commands ++ [ cacert skeleton ];
 }

@@ -116,7 +116,7 @@ Reader bridgeAddress(Settings& settings) {
 
 Settings parseSettings(std::string_view tomlText, std::string_view source) {
   Settings settings;
-  std::string caFile;
+  std::string caFile, program, init;
   const std::map<std::string, Reader, std::less<>> readers = {
       {"bridge", text(settings.bridge, checkInterface)},
       {"address", bridgeAddress(settings)},
@@ -124,6 +124,8 @@ Settings parseSettings(std::string_view tomlText, std::string_view source) {
       {"broker_port", number(settings.brokerPort, 1, 65535)},
       {"proxy_user", text(settings.proxyUser, checkUser)},
       {"proxy_ca_file", text(caFile, checkPath)},
+      {"program", text(program, checkPath)},
+      {"init", text(init, checkPath)},
       {"parent_proxies", list(settings.parentProxies)},
       {"private_hosts", list(settings.privateHosts)},
       {"workspace_user", text(settings.workspaceUser, checkUser)},
@@ -162,6 +164,8 @@ Settings parseSettings(std::string_view tomlText, std::string_view source) {
         std::format("{}: uid_base {} is no multiple of {}", where, settings.uidBase, uidRangeAlignment));
   if (!problems.empty()) throw Error(join(problems, "\n"));
   if (!caFile.empty()) settings.proxyCaFile = caFile;
+  if (!program.empty()) settings.program = program;
+  if (!init.empty()) settings.init = init;
   return settings;
 }
 

@@ -103,8 +103,8 @@ WorkspaceFacts workspaceFacts(const std::string& path) {
 
 Host snapshot(const Settings& settings, const std::vector<Card>& cards) {
   Host host{.settings = settings,
-            .program = AGENTMACHINE_BINARY,
-            .init = AGENTMACHINE_LIBEXECDIR "/agentmachine-init",
+            .program = settings.program.value_or(AGENTMACHINE_BINARY),
+            .init = settings.init.value_or(AGENTMACHINE_LIBEXECDIR "/agentmachine-init"),
             .images = {},
             .machines = readMachines(settings),
             .workspaces = {},

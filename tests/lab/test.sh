@@ -63,6 +63,12 @@ tidyPart() {
 }
 # The manifest, images that must not build, and the image built once more, bit for bit.
 imagePart() { verdict image-check $here/make-images --check; }
+# A copy of nixpkgs, or of its lib alone, in the cache is used besides.
+nixPart() {
+  local more=()
+  [[ ! -e /cache/nixpkgs/lib/default.nix ]] || more=(--nixpkgs /cache/nixpkgs)
+  /src/tests/nix/check "${more[@]}"
+}
 labPart() { $here/test-lab; }
 suitePart() { $here/vm.py run "/srv/agentmachine/tests/lab/suites/$1" </dev/null 2>&1; }
 
@@ -100,7 +106,7 @@ vmJournal() {
 # testParts [NAME…]: the parts, all without names, then the closing line.
 testParts() {
   local all name
-  all=(lint unit golden image lab)
+  all=(lint unit golden nix image lab)
   for name in "$here"/suites/*; do all+=("$(basename "$name")"); done
   all+=(asan tidy)
   for name in "$@"; do
@@ -109,7 +115,7 @@ testParts() {
   [[ $# -gt 0 ]] || set -- "${all[@]}"
   for name in "$@"; do
     case $name in
-      lint | tidy | unit | golden | image | asan) [[ $name == lint ]] || build; part "$name" "${name}Part" || : ;;
+      lint | tidy | unit | golden | nix | image | asan) [[ $name == lint ]] || build; part "$name" "${name}Part" || : ;;
       lab) up; part lab labPart || vmJournal ;;
       *) up; part "$name" suitePart "$name" || vmJournal ;;
     esac

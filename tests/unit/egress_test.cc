@@ -11,6 +11,13 @@ bool has(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
+TEST(Settings, NameTheProgramByAnAbsolutePath) {
+  const auto settings = parseSettings("program = \"/run/current-system/sw/bin/agentmachine\"", "test");
+  EXPECT_EQ(settings.program, "/run/current-system/sw/bin/agentmachine");
+  EXPECT_EQ(settings.init, std::nullopt);
+  EXPECT_THROW(parseSettings("init = \"agentmachine-init\"", "test"), Error);
+}
+
 TEST(Nftables, TakesItsNamesFromTheSettings) {
   Settings settings;
   settings.bridge = "br-agents";

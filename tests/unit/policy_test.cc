@@ -114,7 +114,8 @@ TEST(Request, ListedHostsAndPortsOnly) {
 }
 
 TEST(Request, ListedMethodsArePlainHttpsAlone) {
-  const Policy policy = policyWith({"GET,HEAD a.example.org:80,8080", "PUT a.example.org:80", "*.example.org:8080"});
+  const Policy policy =
+      policyWith({"GET,HEAD a.example.org:80,8080", "PUT a.example.org:80", "*.example.org:8080"});
   const auto decide = [&](std::string_view method, std::string_view port) {
     return decideRequest(policy, method, "http", "a.example.org", port);
   };

@@ -1,0 +1,525 @@
+# services.agentmachine: agentmachine on NixOS. doc/nixos.md tells how to use it. The fields of a card are options of the
+# same names, made from the card's schema, so that a new field of the card needs nothing here.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkDefault mkOption types;
+  cfg = config.services.agentmachine;
+
+  # From the card's schema: the options of one agent, and a card from their values.
+
+  schema = lib.importJSON ../src/card/card.schema.json;
+  # The name is the attribute's.
+  properties = removeAttrs schema.properties [
+    "$schema"
+    "agent_id"
+  ];
+  isKeyFile = property: property.format or "" == "key-file";
+
+  # api_key_file → apiKeyFile
+  camelCase =
+    name:
+    let
+      words = lib.splitString "_" name;
+      capital = word: lib.toUpper (builtins.substring 0 1 word) + builtins.substring 1 (-1) word;
+    in
+    builtins.head words + lib.concatMapStrings capital (builtins.tail words);
+
+  # What a type can't say, such as how a host is written, the program itself checks while the system is built.
+  typeOf =
+    property:
+    if property ? enum then
+      types.enum property.enum
+    else if property.type == "string" then
+      types.str
+    else if property.type == "boolean" then
+      types.bool
+    else if property.type == "integer" then
+      types.ints.between property.minimum property.maximum
+    else if property.type == "array" then
+      types.listOf types.str
+    else if property ? properties then
+      types.submodule { options = optionsFrom property.properties; }
+    else
+      types.attrsOf types.str;
+
+  optionsFrom = lib.mapAttrs' (
+    name: property:
+    lib.nameValuePair (camelCase name) (mkOption {
+      type = types.nullOr (typeOf property);
+      default = null;
+      description =
+        "The card's `${name}`: ${property.description}."
+        + lib.optionalString (property ? default) " If null: `${builtins.toJSON property.default}`."
+        + lib.optionalString (isKeyFile property) " A string and not a path, which Nix would copy to where all can read it."
+        + lib.optionalString (name == "environment") " All users of the host can read it, in the Nix store: no secrets.";
+    })
+  );
+
+  fieldsFrom =
+    properties: values:
+    lib.filterAttrs (_: value: value != null && value != { }) (
+      lib.mapAttrs (
+        name: property:
+        let
+          value = values.${camelCase name};
+        in
+        if property ? properties && value != null then fieldsFrom property.properties value else value
+      ) properties
+    );
+
+  keyFilesOf =
+    agent:
+    builtins.filter (file: file != null) (
+      map (name: agent.${camelCase name}) (builtins.attrNames (lib.filterAttrs (_: isKeyFile) properties))
+    );
+
+  agentModule =
+    { name, config, ... }:
+    {
+      options = optionsFrom properties // {
+        card = mkOption {
+          type = types.nullOr types.path;
+          default = null;
+          example = lib.literalExpression "./ada.json";
+          description = ''
+            A card, JSON or TOML, in place of the options here that are named after a card's fields. It is copied to the
+            Nix store, where all users can read it: a card names the file of a key and never holds one.
+          '';
+        };
+        autoStart = mkOption {
+          type = types.bool;
+          default = false;
+          description = "Whether the machine is started with the host, and by each switch to a configuration.";
+        };
+        restart = mkOption {
+          type = types.enum [
+            "no"
+            "on-failure"
+            "always"
+          ];
+          default = if config.autoStart then "on-failure" else "no";
+          defaultText = lib.literalExpression ''if autoStart then "on-failure" else "no"'';
+          description = "When systemd starts the machine again after its agent has ended; ten seconds later.";
+        };
+        restartIfChanged = mkOption {
+          type = types.bool;
+          default = true;
+          description = ''
+            Whether a switch to a configuration with another card restarts the machine, if it runs. If not, the new
+            card's hosts count at once, the rest of it from the machine's next start.
+          '';
+        };
+        user = mkOption {
+          type = types.str;
+          default = cfg.user;
+          defaultText = lib.literalExpression "config.services.agentmachine.user";
+          example = "alice";
+          description = "To whom the workspace belongs, and what the agent writes there. Not root.";
+        };
+      };
+      config = lib.mkIf (config.card == null) {
+        workspace = mkDefault "${cfg.agentsDir}/${name}";
+        proxy = lib.mkIf (!ownProxy) (mkDefault cfg.proxy);
+      };
+    };
+
+  # Addresses.
+
+  addressParts = lib.splitString "/" cfg.network.address;
+  gateway = builtins.head addressParts;
+  ownProxy = builtins.elem cfg.proxy [
+    "http://127.0.0.1:${toString cfg.network.proxyPort}"
+    "http://${gateway}:${toString cfg.network.proxyPort}"
+  ];
+  toNumber = dotted: lib.foldl' (sum: octet: sum * 256 + lib.toInt octet) 0 (lib.splitString "." dotted);
+  power = exponent: if exponent == 0 then 1 else 2 * power (exponent - 1);
+  # Whether two networks, "10.42.0.0/16", have an address in common.
+  overlap =
+    one: other:
+    let
+      parts = map (lib.splitString "/") [
+        one
+        other
+      ];
+      length = lib.foldl' lib.min 32 (map (part: lib.toInt (lib.last part)) parts);
+      network = part: toNumber (builtins.head part) / power (32 - length);
+    in
+    network (builtins.head parts) == network (lib.last parts);
+  # K3s' own defaults for pods and services.
+  k3sNetworks = [
+    "10.42.0.0/16"
+    "10.43.0.0/16"
+  ];
+
+  # Files.
+
+  declaredDirectory = "/etc/agentmachine/declared";
+  cardName = id: agent: if agent.card != null && lib.hasSuffix ".toml" (toString agent.card) then "${id}.toml" else "${id}.json";
+  cardFile =
+    id: agent:
+    pkgs.runCommand "agentmachine-card-${id}"
+      {
+        card =
+          if agent.card != null then
+            agent.card
+          else
+            pkgs.writeText "${id}.json" (builtins.toJSON ({ agent_id = id; } // fieldsFrom properties agent) + "\n");
+      }
+      ''
+        cp "$card" ${cardName id agent}
+        ${cfg.package}/bin/agentmachine check ${cardName id agent} >&2
+        mv ${cardName id agent} $out
+      '';
+  cardFiles = lib.mapAttrs cardFile cfg.agents;
+  where = test: builtins.attrNames (lib.filterAttrs (_: test) cfg.agents);
+
+  # JSON's strings, numbers, booleans and lists of them are TOML's, too.
+  settingsText = lib.concatStrings (
+    lib.mapAttrsToList (name: value: "${name} = ${builtins.toJSON value}\n") (
+      lib.filterAttrs (_: value: value != null) cfg.settings
+    )
+  );
+
+  unitOf = id: "systemd-nspawn@${if lib.hasPrefix "agent-" id then id else "agent-${id}"}";
+  inStore = path: lib.hasPrefix builtins.storeDir path;
+in
+{
+  options.services.agentmachine = {
+    enable = lib.mkEnableOption "agentmachine, machines for AI coding agents on systemd-nspawn";
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.agentmachine or (pkgs.callPackage ./package.nix { });
+      defaultText = lib.literalExpression "pkgs.agentmachine";
+      description = "The agentmachine to use.";
+    };
+
+    proxyPackage = mkOption {
+      type = types.package;
+      default = pkgs.squid;
+      defaultText = lib.literalExpression "pkgs.squid";
+      description = "The squid, 6 or newer and built with OpenSSL, that is every machine's only way out.";
+    };
+
+    agentsDir = mkOption {
+      type = types.str;
+      default = "/mnt/agents";
+      description = "The directory of the workspaces of agents that name no other.";
+    };
+
+    cardsDir = mkOption {
+      type = types.str;
+      default = "/etc/opencode-agents";
+      description = ''
+        Where `agentmachine start ID` looks for ID.json or ID.toml: cards that need no rebuild. It is a plain directory,
+        root's, and what is in it is never touched.
+      '';
+    };
+
+    proxy = mkOption {
+      type = types.str;
+      default = "http://127.0.0.1:3128";
+      example = "http://10.100.1.1:3128";
+      description = ''
+        By which proxy declared agents reach their hosts. The default is agentmachine's own; another is asked through it,
+        and cards may then name it as well.
+      '';
+    };
+
+    user = mkOption {
+      type = types.str;
+      default = "opencode-agent";
+      description = "To whom workspaces belong that nobody in particular asked for. The default user is made if absent.";
+    };
+
+    network = {
+      bridge = mkOption {
+        type = types.strMatching "[A-Za-z0-9._-]{1,15}";
+        default = "agents0";
+        description = "The bridge that machines are connected to.";
+      };
+      address = mkOption {
+        type = types.strMatching "[0-9]{1,3}(\\.[0-9]{1,3}){3}/[0-9]{1,2}";
+        default = "10.213.0.1/16";
+        description = "The host's address on the bridge and the length of its network, 8 to 29.";
+      };
+      proxyPort = mkOption {
+        type = types.port;
+        default = 3128;
+        description = "Where machines reach the filtering proxy, on that address.";
+      };
+    };
+
+    broker.port = mkOption {
+      type = types.port;
+      default = 8081;
+      description = "Where machines reach their model provider, on the bridge's address; the key is added there.";
+    };
+
+    image = {
+      packages = mkOption {
+        type = types.listOf types.package;
+        default = [ ];
+        example = lib.literalExpression "[ pkgs.nodejs pkgs.jq ]";
+        description = ''
+          What the image holds besides what every image does (dash, coreutils, grep, sed, git, curl, ripgrep, opencode).
+          Packages that bring bash, Perl or Python along are refused when the image is built.
+        '';
+      };
+      rootfs = mkOption {
+        type = types.package;
+        default = (import ./image.nix { inherit pkgs; extraPackages = cfg.image.packages; }).tarball;
+        defaultText = lib.literalExpression "the image from nix/image.nix with image.packages";
+        description = "The tarball of the root file system that new machines get, as `agentmachine image import` takes it.";
+      };
+    };
+
+    settings = mkOption {
+      type = types.attrsOf (
+        types.nullOr (
+          types.oneOf [
+            types.bool
+            types.int
+            types.str
+            (types.listOf types.str)
+          ]
+        )
+      );
+      default = { };
+      example = lib.literalExpression ''{ private_hosts = [ "git.corp.example:443" ]; }'';
+      description = "{file}`/etc/agentmachine/agentmachine.conf`; agentmachine(1) lists what it may hold.";
+    };
+
+    agents = mkOption {
+      type = types.attrsOf (types.submodule agentModule);
+      default = { };
+      example = lib.literalExpression ''
+        {
+          ada = {
+            apiKeyFile = "/run/secrets/ada-key";
+            allowedHosts = [ "docs.example.org" ];
+            resourceLimits.memoryMb = 2048;
+            autoStart = true;
+          };
+        }
+      '';
+      description = ''
+        Agents that are part of the configuration. One that is no longer here is stopped and its machine removed; its
+        workspace stays. Others are made with `agentmachine create` and `agentmachine start`, without a rebuild, and live
+        beside these.
+      '';
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    assertions =
+      lib.concatLists (
+        lib.mapAttrsToList (
+          id: agent:
+          [
+            {
+              assertion = builtins.match "[a-z0-9]([a-z0-9-]{0,55}[a-z0-9])?" id != null;
+              message = ''services.agentmachine.agents: "${id}" is no agent id: lower case letters, digits and hyphens, at most 57'';
+            }
+            {
+              assertion = agent.user != "root";
+              message = "services.agentmachine.agents.${id}.user: root can't own a workspace; name the person that the agent works for";
+            }
+            {
+              assertion = config.users.users ? ${agent.user};
+              message = "services.agentmachine.agents.${id}.user: there is no user ${agent.user}; declare users.users.${agent.user}";
+            }
+            {
+              assertion = agent.card == null || fieldsFrom properties agent == { };
+              message = "services.agentmachine.agents.${id}: has a card and fields of a card (${
+                lib.concatStringsSep ", " (map camelCase (builtins.attrNames (fieldsFrom properties agent)))
+              }); write them into the card";
+            }
+            {
+              assertion = !(cfg.agents ? "agent-${id}");
+              message = ''services.agentmachine.agents: "${id}" and "agent-${id}" would be one machine; rename one'';
+            }
+          ]
+          ++ map (file: {
+            assertion = !inStore file;
+            message = "services.agentmachine.agents.${id}: the key file ${file} is in the Nix store, which all users can read; name a file outside it, such as one in /run/secrets";
+          }) (keyFilesOf agent)
+        ) cfg.agents
+      )
+      ++ [
+        {
+          assertion = cfg.network.proxyPort != cfg.broker.port;
+          message = "services.agentmachine: network.proxyPort and broker.port are both ${toString cfg.broker.port}";
+        }
+        {
+          assertion = !config.services.k3s.enable || !lib.any (overlap cfg.network.address) k3sNetworks;
+          message = "services.agentmachine.network.address: ${cfg.network.address} overlaps the networks of K3s (${lib.concatStringsSep ", " k3sNetworks}); choose another";
+        }
+      ];
+
+    services.agentmachine.settings = {
+      bridge = mkDefault cfg.network.bridge;
+      address = mkDefault cfg.network.address;
+      proxy_port = mkDefault cfg.network.proxyPort;
+      broker_port = mkDefault cfg.broker.port;
+      cards_directory = mkDefault cfg.cardsDir;
+      workspace_user = mkDefault cfg.user;
+      parent_proxies = lib.mkIf (!ownProxy) [ cfg.proxy ];
+      # What is rendered for machines outlives the store path of an older version.
+      program = mkDefault "/run/current-system/sw/bin/agentmachine";
+      init = mkDefault "/etc/agentmachine/agentmachine-init";
+    };
+
+    environment.systemPackages = [ cfg.package ];
+    environment.etc = {
+      "agentmachine/agentmachine.conf".text = settingsText;
+      "agentmachine/agentmachine-init".source = "${cfg.package}/libexec/agentmachine/agentmachine-init";
+    }
+    // lib.mapAttrs' (
+      id: agent: lib.nameValuePair "agentmachine/declared/${cardName id agent}" { source = cardFiles.${id}; }
+    ) cfg.agents;
+
+    # As units/agentmachine.sysusers says it; NixOS makes users its own way.
+    users.users = {
+      agentmachine-proxy = {
+        isSystemUser = true;
+        group = "agentmachine-proxy";
+        description = "Filtering proxy of AI coding agents";
+      };
+    }
+    // lib.optionalAttrs (cfg.user == "opencode-agent") {
+      opencode-agent = {
+        isSystemUser = true;
+        group = "opencode-agent";
+        home = cfg.agentsDir;
+        description = "Workspaces of AI coding agents";
+      };
+    };
+    users.groups = {
+      agentmachine-proxy = { };
+    }
+    // lib.optionalAttrs (cfg.user == "opencode-agent") { opencode-agent = { }; };
+
+    systemd.packages = [ cfg.package ];
+    systemd.tmpfiles.packages = [ cfg.package ];
+    systemd.tmpfiles.rules = [
+      "d ${cfg.agentsDir} 0755 root root -"
+      "d ${cfg.cardsDir} 0750 root root -"
+    ]
+    ++ lib.concatLists (
+      lib.mapAttrsToList (
+        _: agent:
+        lib.optional (agent.workspace != null)
+          "d ${agent.workspace} 0750 ${agent.user} ${config.users.users.${agent.user}.group} -"
+      ) cfg.agents
+    );
+
+    systemd.services = {
+      # A restart would cut off the machines that run; a reload brings bridge and rules to the new state.
+      agentmachine-network = {
+        wantedBy = [ "multi-user.target" ];
+        reloadIfChanged = true;
+        restartTriggers = [ (builtins.hashString "sha256" settingsText) ];
+      };
+      agentmachine-proxy = {
+        wantedBy = [ "multi-user.target" ];
+        restartTriggers = [ (builtins.hashString "sha256" settingsText) ];
+        serviceConfig.ExecStart = [
+          ""
+          "${cfg.proxyPackage}/bin/squid -N -n agentmachine -f /run/agentmachine/proxy/squid.conf"
+        ];
+      };
+      agentmachine-render.wantedBy = [ "machines.target" ];
+
+      agentmachine-image = {
+        description = "Image of AI coding agents' machines";
+        documentation = [ "man:agentmachine(1)" ];
+        wantedBy = [ "multi-user.target" ];
+        after = [ "systemd-tmpfiles-setup.service" ];
+        path = [ cfg.package ];
+        serviceConfig = {
+          Type = "oneshot";
+          RemainAfterExit = true;
+          StateDirectory = "agentmachine";
+        };
+        # Unpacked once for each image there ever is, not at each boot.
+        script = ''
+          last=$STATE_DIRECTORY/image-of-nixos
+          [ "$(cat "$last" 2>/dev/null)" != ${cfg.image.rootfs} ] || exit 0
+          agentmachine image import ${cfg.image.rootfs}
+          echo ${cfg.image.rootfs} >"$last"
+        '';
+      };
+
+      agentmachine-declared = {
+        description = "Declared AI coding agents";
+        documentation = [ "man:agentmachine(1)" ];
+        wantedBy = [ "multi-user.target" ];
+        wants = [
+          "agentmachine-network.service"
+          "agentmachine-proxy.service"
+        ];
+        requires = [ "agentmachine-image.service" ];
+        after = [
+          "agentmachine-image.service"
+          "agentmachine-network.service"
+          "agentmachine-proxy.service"
+          "agentmachine-render.service"
+        ];
+        restartTriggers = builtins.attrValues cardFiles;
+        path = [
+          cfg.package
+          pkgs.diffutils
+        ];
+        environment = {
+          START = lib.concatStringsSep " " (where (agent: agent.autoStart));
+          RESTART = lib.concatStringsSep " " (where (agent: agent.restartIfChanged));
+        };
+        serviceConfig = {
+          Type = "oneshot";
+          RemainAfterExit = true;
+          StateDirectory = "agentmachine/declared";
+          StateDirectoryMode = "0700";
+          ExecStart = "${pkgs.runtimeShell} ${./declared-agents} ${declaredDirectory}";
+        };
+      };
+
+      # An update of systemd restarts no agent at work.
+      "systemd-nspawn@" = {
+        overrideStrategy = "asDropin";
+        restartIfChanged = mkDefault false;
+      };
+    }
+    // lib.mapAttrs' (
+      id: agent:
+      lib.nameValuePair (unitOf id) {
+        overrideStrategy = "asDropin";
+        restartIfChanged = false; # agentmachine-declared does it
+        serviceConfig = {
+          Restart = agent.restart;
+          RestartSec = "10s";
+        };
+      }
+    ) (lib.filterAttrs (_: agent: agent.restart != "no") cfg.agents);
+
+    # These two and no others: NixOS' firewall would drop what comes from machines. Their own rules are in nft.
+    networking.firewall.interfaces.${cfg.network.bridge}.allowedTCPPorts = [
+      cfg.network.proxyPort
+      cfg.broker.port
+    ];
+    # Addresses on the bridge are agentmachine's business.
+    networking.dhcpcd.denyInterfaces = [
+      cfg.network.bridge
+      "am-*"
+    ];
+    networking.networkmanager.unmanaged = [
+      "interface-name:${cfg.network.bridge}"
+      "interface-name:am-*"
+    ];
+  };
+}

@@ -1,0 +1,5 @@
+# agentmachine's packages, for any nixpkgs.
+final: _prev: {
+  agentmachine = final.callPackage ./package.nix { };
+  agentmachine-init = final.callPackage ./init.nix { };
+}

@@ -1,0 +1,2 @@
+# The version, as meson.build says it.
+builtins.head (builtins.match ".*project\\('agentmachine'[^)]*version: '([^']+)'.*" (builtins.readFile ../meson.build))

@@ -1,0 +1,51 @@
+# What nix/module.nix makes of a configuration, as text for a golden file. `lib` is the stand-in's or nixpkgs'.
+{
+  lib,
+  configuration, # a file
+}:
+let
+  pkgs = import ./pkgs.nix { inherit lib; };
+  agentmachine = pkgs.stdenv.mkDerivation { pname = "agentmachine"; version = "0"; };
+  evaluated = lib.evalModules {
+    modules = [
+      ./nixos.nix
+      ../../nix/module.nix
+      { services.agentmachine.package = lib.mkDefault agentmachine; }
+      configuration
+    ];
+    specialArgs = { inherit pkgs; };
+  };
+  inherit (evaluated) config;
+  failed = builtins.filter (assertion: !assertion.assertion) config.assertions;
+  # /nix/store/…-name → <name>
+  nameOnly =
+    text:
+    lib.concatStrings (
+      map (part: if builtins.isString part then part else "<${builtins.head part}>") (
+        builtins.split "${builtins.storeDir}/[a-z0-9]{32}-([A-Za-z0-9+._?=-]+)" (builtins.unsafeDiscardStringContext text)
+      )
+    );
+  show = value: if builtins.isString value then value else builtins.toJSON value;
+  lines = prefix: set: lib.concatStrings (lib.mapAttrsToList (name: value: "${prefix}${name}: ${show value}\n") set);
+  section = title: text: "== ${title}\n${text}";
+  etc = lib.concatStrings (
+    lib.mapAttrsToList (name: file: section "/etc/${name}" (file.text or file.source.text or "${file.source}\n")) config.environment.etc
+  );
+  services = lib.concatStrings (
+    lib.mapAttrsToList (
+      name: service:
+      section "${name}.service" (lines "" (lib.filterAttrs (_: value: value != "" && value != [ ] && value != { }) service))
+    ) config.systemd.services
+  );
+in
+nameOnly (
+  if failed != [ ] then
+    lib.concatMapStrings (assertion: "refused: ${assertion.message}\n") failed
+  else
+    etc
+    + services
+    + section "tmpfiles" (lib.concatMapStrings (rule: rule + "\n") config.systemd.tmpfiles.rules)
+    + section "users" (lines "" config.users.users)
+    + section "firewall" (lines "" config.networking.firewall.interfaces)
+    + section "other networks" "${show config.networking.dhcpcd.denyInterfaces}\n${show config.networking.networkmanager.unmanaged}\n"
+)
