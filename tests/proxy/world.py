@@ -365,7 +365,7 @@ class World:
         reader = os.open(log, os.O_RDWR | os.O_CLOEXEC)
         threading.Thread(target=self._read_log, args=(os.fdopen(reader, "rb"),), daemon=True).start()
         configuration = self.directory / "squid.conf"
-        configuration.write_text(self.render("squid", self.directory, self.helper, certificate, f"stdio:{log}"))
+        configuration.write_text(self.render("squid", self.directory, self.helper, self.auditor, certificate, log))
         self.squid_errors = open(self.directory / "squid.log", "w+b")
         ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         ready.bind("\0agentmachine-proxy-test")

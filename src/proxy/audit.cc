@@ -1,0 +1,193 @@
+// agentmachine-audit: squid's log daemon (`logfile_daemon`), which writes every decision of the proxy to the journal.
+// A line is taken from squid's socket only after it was written, by a process that another one replaces when it
+// dies: so a kill may repeat a record but loses none. If records can't be written squid is ended, for nothing may pass
+// unseen.
+#include <cerrno>
+#include <csignal>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/pidfd.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <systemd/sd-journal.h>
+
+#include "plan/audit.h"
+#include "util/error.h"
+#include "util/fd.h"
+#include "util/text.h"
+
+namespace agentmachine {
+namespace {
+
+constexpr int squidSocket = STDIN_FILENO;
+constexpr auto journalSocket = "/run/systemd/journal/socket";
+/// Of a line without end, beyond which it is taken from the socket: else squid could have no room to end it.
+constexpr std::size_t maxPeeked = 65536;
+/// Replacements without a line between them.
+constexpr int maxReplacements = 10;
+
+void send(const std::vector<std::string>& fields) {
+  std::vector<iovec> vectors;
+  for (const auto& field : fields) vectors.push_back({const_cast<char*>(field.data()), field.size()});
+  // libsystemd takes a journal that isn't there for none that is wanted.
+  if (access(journalSocket, W_OK) < 0) throw errnoError(journalSocket);
+  const int result = sd_journal_sendv(vectors.data(), static_cast<int>(vectors.size()));
+  if (result < 0) throw errnoError("write to the journal", -result);
+}
+
+/// What is wrong with the log itself. Standard error is squid's, which has none.
+void complain(const std::string& what) {
+  try {
+    send({"MESSAGE=agentmachine-audit: " + what, "PRIORITY=3", "SYSLOG_IDENTIFIER=agentmachine-proxy"});
+  } catch (const Error&) {
+    // There is nobody else to tell; squid's end says enough.
+  }
+}
+
+/// Where records go: the journal, or for tests a file.
+class Sink {
+ public:
+  explicit Sink(const std::string& path) {
+    if (path == "journal") return;
+    file_ = Fd(open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC));
+    if (!file_) throw errnoError("open " + path);
+  }
+
+  void write(const AuditRecord& record) const {
+    if (!file_) {
+      std::vector<std::string> fields;
+      for (const auto& [name, value] : journalFields(record)) fields.push_back(name + "=" + value);
+      return send(fields);
+    }
+    const auto line = toJson(record) + "\n";
+    if (::write(file_.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()))
+      throw errnoError("write a record");
+  }
+
+ private:
+  Fd file_;
+};
+
+/// Squid's commands (its source, src/log/ModDaemon.cc): "L" and a line to log; others are about files that we have
+/// none of.
+void obey(const Sink& sink, std::string_view command) {
+  if (!command.starts_with('L')) return;
+  AuditRecord record;
+  try {
+    record = parseProxyLine(command.substr(1));
+  } catch (const Error& cause) {
+    // A fault of ours or squid's, not of who asked; it must be seen, but isn't worth everybody's way out.
+    return complain(std::string(cause.what()) + ": " + escaped(command.substr(1), 2000));
+  }
+  sink.write(record);
+}
+
+/// Takes from the socket what was peeked at.
+void take(std::size_t length) {
+  std::vector<char> buffer(length);
+  for (std::size_t taken = 0; taken < length;) {
+    const auto n = recv(squidSocket, buffer.data(), length - taken, 0);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) throw errnoError("take a line from squid");
+    taken += static_cast<std::size_t>(n);
+  }
+}
+
+/// Until squid closes the socket. `progress` is shared with who replaces this process.
+void serve(const Sink& sink, volatile int* progress) {
+  // Each look goes on where the last one ended, and waits for more.
+  const int beginning = 0;
+  if (setsockopt(squidSocket, SOL_SOCKET, SO_PEEK_OFF, &beginning, sizeof beginning) < 0)
+    throw errnoError("standard input is not squid's socket");
+  std::string seen;
+  std::size_t taken = 0;  // of the front of `seen`
+  std::vector<char> buffer(maxPeeked);
+  for (;;) {
+    const auto n = recv(squidSocket, buffer.data(), buffer.size(), MSG_PEEK);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno != ECONNRESET) throw errnoError("read from squid");
+    if (n <= 0) return;
+    seen.append(buffer.data(), static_cast<std::size_t>(n));
+    for (auto end = seen.find('\n'); end != std::string::npos; end = seen.find('\n')) {
+      obey(sink, std::string_view(seen).substr(0, end));
+      take(end + 1 - taken);
+      seen.erase(0, end + 1);
+      taken = 0;
+      *progress = 1;
+    }
+    if (seen.size() - taken >= maxPeeked) {
+      take(seen.size() - taken);
+      taken = seen.size();
+    }
+  }
+}
+
+int squid = -1;  ///< a pidfd
+
+/// The guard died: records are still written, but nobody would replace this process. Squid ends in order, and tells
+/// of what it ends.
+void endSquid(int) {
+  pidfd_send_signal(squid, SIGTERM, nullptr, 0);
+}
+
+int work(const std::string& path, volatile int* progress, pid_t guard) {
+  std::signal(SIGUSR1, endSquid);
+  prctl(PR_SET_PDEATHSIG, SIGUSR1);
+  if (getppid() != guard) endSquid(SIGUSR1);
+  try {
+    serve(Sink(path), progress);
+    return 0;
+  } catch (const Error& cause) {
+    complain(std::string(cause.what()) + "; the proxy is ended, for its decisions can't be recorded");
+    pidfd_send_signal(squid, SIGKILL, nullptr, 0);
+    return 1;
+  }
+}
+
+/// Replaces the process that works until squid closes the socket.
+int guard(const std::string& path) {
+  // Squid and systemd both say when to end; the end of the lines does.
+  for (const int ignored : {SIGTERM, SIGHUP, SIGINT, SIGPIPE}) std::signal(ignored, SIG_IGN);
+  squid = pidfd_open(getppid(), 0);
+  if (squid < 0) throw errnoError("watch squid");
+  auto* const progress = static_cast<volatile int*>(
+      mmap(nullptr, sizeof(int), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  if (progress == MAP_FAILED) throw errnoError("share memory");
+  for (int replacements = 0; replacements <= maxReplacements; ++replacements) {
+    const pid_t self = getpid(), worker = fork();
+    if (worker < 0) throw errnoError("fork");
+    if (worker == 0) _exit(work(path, progress, self));
+    int status = 0;
+    while (waitpid(worker, &status, 0) < 0 && errno == EINTR) {
+    }
+    if (WIFEXITED(status)) return WEXITSTATUS(status);
+    complain(std::string("the process that writes records was killed by signal ") +
+             std::to_string(WTERMSIG(status)) + "; another one goes on, and may repeat a record");
+    if (*progress) replacements = 0;
+    *progress = 0;
+  }
+  throw Error("the process that writes records is killed again and again");
+}
+
+}  // namespace
+}  // namespace agentmachine
+
+int main(int argc, char** argv) {
+  using namespace agentmachine;
+  if (argc != 2) {
+    std::cerr << "usage: agentmachine-audit journal|FILE\nsquid starts it; see agentmachine(1).\n";
+    return 2;
+  }
+  try {
+    return guard(argv[1]);
+  } catch (const Error& cause) {
+    complain(cause.what());
+    if (squid >= 0) pidfd_send_signal(squid, SIGKILL, nullptr, 0);
+    return 1;
+  }
+}
