@@ -10,11 +10,15 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <systemd/sd-journal.h>
+
+// glibc 2.41's header doesn't say that these are C.
+extern "C" {
+#include <sys/pidfd.h>
+}
 
 #include "plan/audit.h"
 #include "util/error.h"
