@@ -49,8 +49,9 @@ void printForPeople(const AuditRecord& record) {
   // The name in a tunnel's TLS matters where it isn't the tunnel's.
   if (!record.sni.empty() && record.sni != record.host) why += ", server name " + cell(record.sni);
   if (record.decision == "allow" && !record.error.empty()) why += ", then " + cell(record.error);
-  printRow({cell(record.time), record.id.empty() ? cell(record.source) : cell(record.id), cell(record.decision),
-            cell(record.method), cell(record.host) + (record.port ? ":" + std::to_string(*record.port) : ""),
+  printRow({cell(record.time), record.id.empty() ? cell(record.source) : cell(record.id),
+            cell(record.decision), cell(record.method),
+            cell(record.host) + (record.port ? ":" + std::to_string(*record.port) : ""),
             humanBytes(record.bytesUp), humanBytes(record.bytesDown), std::format("{}ms", record.ms), why});
 }
 

@@ -39,8 +39,9 @@ std::string isoTime(const std::string& stamp) {
   if (error != std::errc() || dot == last || *dot != '.' ||
       std::from_chars(dot + 1, last, milliseconds).ptr != last || milliseconds > 999)
     throw Error("its time is \"" + stamp + "\"");
-  return std::format("{:%FT%T}Z", std::chrono::sys_time<std::chrono::milliseconds>(
-                                      std::chrono::seconds(seconds) + std::chrono::milliseconds(milliseconds)));
+  return std::format(
+      "{:%FT%T}Z", std::chrono::sys_time<std::chrono::milliseconds>(std::chrono::seconds(seconds) +
+                                                                    std::chrono::milliseconds(milliseconds)));
 }
 
 /// Requests that nobody was asked about: squid couldn't read them, or the policy helper gave no answer.
@@ -115,7 +116,8 @@ std::string inCapitals(std::string_view name) {
 }  // namespace
 
 std::string proxyLogFormat(std::string_view name, std::uint16_t brokerPort) {
-  // "#" percent-encodes, which leaves nothing that JSON would mind. ">" is the client's word, "<" the server's.
+  // "#" percent-encodes, which leaves nothing that JSON would mind. ">" is the client's word, "<" the
+  // server's.
   return std::format(
       "logformat {} "
       R"({{"time":"%ts.%03tu","listener":"%lp","broker":"{}","id":"%#note{{agent}}","source":"%>a",)"

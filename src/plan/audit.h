@@ -1,5 +1,5 @@
-// One decision of the egress proxy: the line in which squid tells it and the record that is kept of it. Pure: no
-// I/O. What a machine can influence is percent-encoded by squid and stays so.
+// One decision of the egress proxy: the line in which squid tells it and the record that is kept of it. Pure:
+// no I/O. What a machine can influence is percent-encoded by squid and stays so.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -21,16 +21,16 @@ struct AuditRecord {
   std::string method;
   std::string host;  ///< that was asked for; behind the broker the provider's
   std::optional<std::uint64_t> port;
-  std::string sni;               ///< server name in the tunnel's TLS
-  std::string address;           ///< that was connected to
-  std::uint64_t bytesUp = 0;     ///< from the machine, headers included
-  std::uint64_t bytesDown = 0;   ///< to the machine
-  std::uint64_t ms = 0;          ///< from the first byte of the request to the end
-  std::string source;            ///< the machine's address
-  std::string via;               ///< "proxy" or "broker"
-  std::string url;               ///< without its query
+  std::string sni;                      ///< server name in the tunnel's TLS
+  std::string address;                  ///< that was connected to
+  std::uint64_t bytesUp = 0;            ///< from the machine, headers included
+  std::uint64_t bytesDown = 0;          ///< to the machine
+  std::uint64_t ms = 0;                 ///< from the first byte of the request to the end
+  std::string source;                   ///< the machine's address
+  std::string via;                      ///< "proxy" or "broker"
+  std::string url;                      ///< without its query
   std::optional<std::uint64_t> status;  ///< HTTP's, as the machine saw it
-  std::string error;             ///< squid's name of what went wrong
+  std::string error;                    ///< squid's name of what went wrong
   bool operator==(const AuditRecord&) const = default;
 };
 
@@ -49,8 +49,8 @@ std::string toJson(const AuditRecord& record);
 /// Throws Error if it is not what toJson wrote.
 AuditRecord parseAuditRecord(std::string_view json);
 
-/// The record as fields of the journal (systemd.journal-fields(7)): MESSAGE is its JSON, AGENTMACHINE_… are its
-/// members.
+/// The record as fields of the journal (systemd.journal-fields(7)): MESSAGE is its JSON, AGENTMACHINE_… are
+/// its members.
 std::vector<std::pair<std::string, std::string>> journalFields(const AuditRecord& record);
 
 }  // namespace agentmachine

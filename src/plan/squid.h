@@ -9,9 +9,9 @@ namespace agentmachine {
 
 /// Where squid finds what it works with.
 struct SquidPaths {
-  std::string helper;       ///< the program agentmachine-policy
-  std::string auditor;      ///< the program agentmachine-audit
-  std::string certificate;  ///< PEM with key; squid wants one to look into TLS, never shows it
+  std::string helper;                 ///< the program agentmachine-policy
+  std::string auditor;                ///< the program agentmachine-audit
+  std::string certificate;            ///< PEM with key; squid wants one to look into TLS, never shows it
   std::string accessLog = "journal";  ///< where agentmachine-audit writes: the journal or a file
 };
 

@@ -1,7 +1,7 @@
-// agentmachine-audit: squid's log daemon (`logfile_daemon`), which writes every decision of the proxy to the journal.
-// A line is taken from squid's socket only after it was written, by a process that another one replaces when it
-// dies: so a kill may repeat a record but loses none. If records can't be written squid is ended, for nothing may pass
-// unseen.
+// agentmachine-audit: squid's log daemon (`logfile_daemon`), which writes every decision of the proxy to the
+// journal. A line is taken from squid's socket only after it was written, by a process that another one
+// replaces when it dies: so a kill may repeat a record but loses none. If records can't be written squid is
+// ended, for nothing may pass unseen.
 #include <cerrno>
 #include <csignal>
 #include <iostream>
@@ -77,8 +77,8 @@ class Sink {
   Fd file_;
 };
 
-/// Squid's commands (its source, src/log/ModDaemon.cc): "L" and a line to log; others are about files that we have
-/// none of.
+/// Squid's commands (its source, src/log/ModDaemon.cc): "L" and a line to log; others are about files that we
+/// have none of.
 void obey(const Sink& sink, std::string_view command) {
   if (!command.starts_with('L')) return;
   AuditRecord record;
@@ -133,8 +133,8 @@ void serve(const Sink& sink, volatile int* progress) {
 
 int squid = -1;  ///< a pidfd
 
-/// The guard died: records are still written, but nobody would replace this process. Squid ends in order, and tells
-/// of what it ends.
+/// The guard died: records are still written, but nobody would replace this process. Squid ends in order, and
+/// tells of what it ends.
 void endSquid(int) {
   pidfd_send_signal(squid, SIGTERM, nullptr, 0);
 }

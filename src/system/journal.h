@@ -21,8 +21,8 @@ struct JournalQuery {
 /// Calls `entry` with the MESSAGE of each entry, oldest first, until it returns false.
 void readJournal(const JournalQuery& query, const std::function<bool(const std::string& message)>& entry);
 
-/// A time as systemd.time(7) writes it ("yesterday", "-1h", "2026-11-24 10:00"), by systemd's own parser. Throws
-/// Error if it is none.
+/// A time as systemd.time(7) writes it ("yesterday", "-1h", "2026-11-24 10:00"), by systemd's own parser.
+/// Throws Error if it is none.
 JournalTime parseJournalTime(const std::string& text);
 
 }  // namespace agentmachine
