@@ -16,6 +16,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+/// What squid.conf calls the broker until the provider is known.
+constexpr std::string_view brokerPlaceholder = "broker.invalid";
+
 /// Squid's "-" is nothing.
 std::string text(const Json& line, const char* name) {
   auto value = line.at(name).get<std::string>();
@@ -42,6 +45,14 @@ std::string isoTime(const std::string& stamp) {
   return std::format(
       "{:%FT%T}Z", std::chrono::sys_time<std::chrono::milliseconds>(std::chrono::seconds(seconds) +
                                                                     std::chrono::milliseconds(milliseconds)));
+}
+
+/// The space before the host, which squid encodes; a rule is the card's, and holds nothing else that it
+/// would.
+std::string ruleOf(std::string rule) {
+  constexpr std::string_view space = "%20";
+  if (const auto at = rule.find(space); at != std::string::npos) rule.replace(at, space.size(), " ");
+  return rule;
 }
 
 /// Requests that nobody was asked about: squid couldn't read them, or the policy helper gave no answer.
@@ -141,10 +152,15 @@ AuditRecord parseProxyLine(std::string_view line) {
     }
     const bool broker = text(json, "listener") == text(json, "broker");
     record.via = broker ? "broker" : "proxy";
-    record.rule = text(json, "rule");
+    record.rule = ruleOf(text(json, "rule"));
     record.method = text(json, "method");
     record.host = text(json, broker ? "server" : "host");
     record.port = number(json, broker ? "server_port" : "port");
+    // Never sent to a provider.
+    if (broker && record.host == brokerPlaceholder) {
+      record.host.clear();
+      record.port.reset();
+    }
     record.sni = text(json, "sni");
     record.address = text(json, "address");
     record.bytesUp = number(json, "bytes_up").value_or(0);

@@ -4,11 +4,14 @@
 // ended, for nothing may pass unseen.
 #include <cerrno>
 #include <csignal>
+#include <cstring>
 #include <iostream>
+#include <new>
 #include <string>
 #include <vector>
 
 #include <fcntl.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -30,8 +33,8 @@ namespace {
 
 constexpr int squidSocket = STDIN_FILENO;
 constexpr auto journalSocket = "/run/systemd/journal/socket";
-/// Of a line without end, beyond which it is taken from the socket: else squid could have no room to end it.
-constexpr std::size_t maxPeeked = 65536;
+/// Squid's own limits (64 KiB of headers, percent-encoded) keep lines below.
+constexpr std::size_t maxLine = 1024 * 1024;
 /// Replacements without a line between them.
 constexpr int maxReplacements = 10;
 
@@ -102,32 +105,82 @@ void take(std::size_t length) {
   }
 }
 
-/// Until squid closes the socket. `progress` is shared with who replaces this process.
-void serve(const Sink& sink, volatile int* progress) {
-  // Each look goes on where the last one ended, and waits for more.
-  const int beginning = 0;
-  if (setsockopt(squidSocket, SOL_SOCKET, SO_PEEK_OFF, &beginning, sizeof beginning) < 0)
-    throw errnoError("standard input is not squid's socket");
-  std::string seen;
-  std::size_t taken = 0;  // of the front of `seen`
-  std::vector<char> buffer(maxPeeked);
+/// Tells of data that came since it was last asked. (SO_PEEK_OFF would wait for them, too, but Linux 6.12
+/// then returns old ones again.)
+class Arrivals {
+ public:
+  Arrivals() {
+    if (!epoll_) throw errnoError("make an epoll");
+    epoll_event event{.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data = {}};
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, squidSocket, &event) < 0)
+      throw errnoError("standard input is not squid's socket");
+  }
+  /// False once squid has closed the socket and all it sent was there before.
+  [[nodiscard]] bool wait() {
+    if (closed_) return false;
+    epoll_event event{};
+    while (epoll_wait(epoll_.get(), &event, 1, -1) < 0)
+      if (errno != EINTR) throw errnoError("wait for squid");
+    closed_ = event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR);
+    return true;
+  }
+
+ private:
+  Fd epoll_{epoll_create1(EPOLL_CLOEXEC)};
+  bool closed_ = false;
+};
+
+/// What outlives the process that works, shared with the one that replaces it.
+struct Progress {
+  bool made;            ///< a line was written
+  std::size_t length;   ///< of `begun`
+  std::size_t taking;   ///< follows in `begun`, and is taken from the socket just now
+  char begun[maxLine];  ///< a line that squid has not ended yet: it goes on only when its beginning is taken
+};
+
+/// Takes the beginning of a line.
+void takeBeginning(Progress& progress, std::string_view seen) {
+  if (progress.length + seen.size() > maxLine) throw Error("squid sends a line without end");
+  std::memcpy(progress.begun + progress.length, seen.data(), seen.size());
+  progress.taking = seen.size();
+  take(seen.size());
+  progress.length += seen.size();
+  progress.taking = 0;
+}
+
+/// What is in the socket, without taking it.
+std::string_view peek(std::vector<char>& buffer) {
   for (;;) {
-    const auto n = recv(squidSocket, buffer.data(), buffer.size(), MSG_PEEK);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno != ECONNRESET) throw errnoError("read from squid");
-    if (n <= 0) return;
-    seen.append(buffer.data(), static_cast<std::size_t>(n));
-    for (auto end = seen.find('\n'); end != std::string::npos; end = seen.find('\n')) {
-      obey(sink, std::string_view(seen).substr(0, end));
-      take(end + 1 - taken);
-      seen.erase(0, end + 1);
-      taken = 0;
-      *progress = 1;
+    const auto n = recv(squidSocket, buffer.data(), buffer.size(), MSG_PEEK | MSG_DONTWAIT);
+    if (n >= 0) return {buffer.data(), static_cast<std::size_t>(n)};
+    if (errno == EAGAIN) return {};
+    if (errno != EINTR) throw errnoError("read from squid");
+  }
+}
+
+/// Until squid closes the socket.
+void serve(const Sink& sink, Progress& progress) {
+  Arrivals arrivals;
+  std::vector<char> buffer(maxLine);
+  // The one before may have been killed just before or just after it took this.
+  if (progress.taking) {
+    const std::string_view taking(progress.begun + progress.length, progress.taking);
+    if (!peek(buffer).starts_with(taking)) progress.length += progress.taking;
+    progress.taking = 0;
+  }
+  for (;;) {
+    auto seen = peek(buffer);
+    for (auto end = seen.find('\n'); end != std::string_view::npos; end = seen.find('\n')) {
+      obey(sink, std::string(progress.begun, progress.length) + std::string(seen.substr(0, end)));
+      take(end + 1);
+      progress.length = 0;
+      progress.made = true;
+      seen.remove_prefix(end + 1);
     }
-    if (seen.size() - taken >= maxPeeked) {
-      take(seen.size() - taken);
-      taken = seen.size();
-    }
+    if (!seen.empty())
+      takeBeginning(progress, seen);
+    else if (!arrivals.wait())
+      return;
   }
 }
 
@@ -139,7 +192,7 @@ void endSquid(int) {
   pidfd_send_signal(squid, SIGTERM, nullptr, 0);
 }
 
-int work(const std::string& path, volatile int* progress, pid_t guard) {
+int work(const std::string& path, Progress& progress, pid_t guard) {
   std::signal(SIGUSR1, endSquid);
   prctl(PR_SET_PDEATHSIG, SIGUSR1);
   if (getppid() != guard) endSquid(SIGUSR1);
@@ -159,9 +212,10 @@ int guard(const std::string& path) {
   for (const int ignored : {SIGTERM, SIGHUP, SIGINT, SIGPIPE}) std::signal(ignored, SIG_IGN);
   squid = pidfd_open(getppid(), 0);
   if (squid < 0) throw errnoError("watch squid");
-  auto* const progress = static_cast<volatile int*>(
-      mmap(nullptr, sizeof(int), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-  if (progress == MAP_FAILED) throw errnoError("share memory");
+  void* const shared =
+      mmap(nullptr, sizeof(Progress), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) throw errnoError("share memory");
+  auto& progress = *new (shared) Progress;
   for (int replacements = 0; replacements <= maxReplacements; ++replacements) {
     const pid_t self = getpid(), worker = fork();
     if (worker < 0) throw errnoError("fork");
@@ -172,8 +226,8 @@ int guard(const std::string& path) {
     if (WIFEXITED(status)) return WEXITSTATUS(status);
     complain(std::string("the process that writes records was killed by signal ") +
              std::to_string(WTERMSIG(status)) + "; another one goes on, and may repeat a record");
-    if (*progress) replacements = 0;
-    *progress = 0;
+    if (progress.made) replacements = 0;
+    progress.made = false;
   }
   throw Error("the process that writes records is killed again and again");
 }

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import queue
 import signal
 import socket
 import ssl
@@ -36,10 +37,15 @@ def equal(what, saw, wanted):
 
 def log_line(world, **wanted):
     """The next decision in the log with these values; it comes when its transaction ends."""
+    seen = []
     while True:
-        line = json.loads(world.log.get(timeout=10))
+        try:
+            line = json.loads(world.log.get(timeout=10))
+        except queue.Empty:
+            raise AssertionError(f"no record with {wanted}, but {seen[-3:]}") from None
         if all(line.get(key) == value for key, value in wanted.items()):
             return line
+        seen.append(line)
 
 
 def test_hosts(world):

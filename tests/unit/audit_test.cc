@@ -11,7 +11,7 @@ namespace agentmachine {
 namespace {
 
 /// What squid writes, with these members changed.
-std::string line(const nlohmann::json& changes = {}) {
+std::string line(const nlohmann::json& changes = nlohmann::json::object()) {
   nlohmann::json json = {{"time", "1732440443.007"},
                          {"listener", "3128"},
                          {"broker", "8081"},
@@ -77,6 +77,14 @@ TEST(Audit, BehindTheBrokerTheHostIsTheProviders) {
   EXPECT_EQ(record.via, "broker");
   EXPECT_EQ(record.host, "api.x.org");
   EXPECT_EQ(record.port, 443);
+  const auto refused =
+      parseProxyLine(line({{"listener", "8081"}, {"server", "broker.invalid"}, {"server_port", "80"}}));
+  EXPECT_EQ(refused.host, "");
+  EXPECT_EQ(refused.port, std::nullopt);
+}
+
+TEST(Audit, ARuleIsAsTheCardHasIt) {
+  EXPECT_EQ(parseProxyLine(line({{"rule", "GET,HEAD%20.x.org:80,443"}})).rule, "GET,HEAD .x.org:80,443");
 }
 
 TEST(Audit, WhatIsNotAllowedByNameIsDenied) {
