@@ -7,7 +7,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include "card/types.h"
 #include "util/error.h"
 
 namespace agentmachine {
@@ -145,11 +144,7 @@ AuditRecord parseProxyLine(std::string_view line) {
     const Json json = Json::parse(line);
     AuditRecord record;
     record.time = isoTime(json.at("time").get<std::string>());
-    const auto id = AgentId::parse(text(json, "id"));
-    if (id) {
-      record.id = id->str();
-      record.machine = MachineName(*id).str();
-    }
+    if (const auto id = AgentId::parse(text(json, "id"))) setAgent(record, *id);
     const bool broker = text(json, "listener") == text(json, "broker");
     record.via = broker ? "broker" : "proxy";
     record.rule = ruleOf(text(json, "rule"));
@@ -178,6 +173,11 @@ AuditRecord parseProxyLine(std::string_view line) {
   } catch (const nlohmann::json::exception& cause) {
     throw Error(std::string("read a line of squid's: ") + cause.what());
   }
+}
+
+void setAgent(AuditRecord& record, const AgentId& id) {
+  record.id = id.str();
+  record.machine = MachineName(id).str();
 }
 
 std::string toJson(const AuditRecord& record) {

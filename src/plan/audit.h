@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "card/types.h"
+
 namespace agentmachine {
 
 /// What isn't known is empty, and a number absent.
@@ -40,8 +42,12 @@ constexpr std::string_view auditMessageId = "b7c1f0a8e2b94c1c9d6b5a8d1f3e7c42";
 /// The definition of squid's log format of that name, whose lines parseProxyLine reads.
 std::string proxyLogFormat(std::string_view name, std::uint16_t brokerPort);
 
-/// Throws Error if the line is none of proxyLogFormat.
+/// Throws Error if the line is none of proxyLogFormat. Its `id` is empty also if squid had nothing to ask
+/// about.
 AuditRecord parseProxyLine(std::string_view line);
+
+/// Says whose the record is.
+void setAgent(AuditRecord& record, const AgentId& id);
 
 /// One line of JSON, in ASCII.
 std::string toJson(const AuditRecord& record);

@@ -141,8 +141,8 @@ acl worth_a_line any-of asked answered
 )" +
          std::format(
              "logfile_daemon {}\n"
-             "access_log daemon:{} logformat=decisions worth_a_line !only_begun\n",
-             plain(paths.auditor), plain(paths.accessLog));
+             "access_log daemon:{}:{} logformat=decisions worth_a_line !only_begun\n",
+             plain(paths.auditor), plain(settings.runtimeDirectory) + "/policy", plain(paths.accessLog));
 }
 
 std::string helpers(const Settings& settings, const SquidPaths& paths) {

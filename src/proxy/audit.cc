@@ -24,8 +24,10 @@ extern "C" {
 }
 
 #include "plan/audit.h"
+#include "plan/policy.h"
 #include "util/error.h"
 #include "util/fd.h"
+#include "util/file.h"
 #include "util/text.h"
 
 namespace agentmachine {
@@ -35,6 +37,7 @@ constexpr int squidSocket = STDIN_FILENO;
 constexpr auto journalSocket = "/run/systemd/journal/socket";
 /// Squid's own limits (64 KiB of headers, percent-encoded) keep lines below.
 constexpr std::size_t maxLine = 1024 * 1024;
+constexpr std::size_t maxPolicyBytes = 4 * 1024 * 1024;
 /// Replacements without a line between them.
 constexpr int maxReplacements = 10;
 
@@ -56,16 +59,23 @@ void complain(const std::string& what) {
   }
 }
 
-/// Where records go: the journal, or for tests a file.
+/// Where records go: the journal, or for tests a file. "POLICIES:journal" or "POLICIES:FILE", for squid gives
+/// its log daemon one argument.
 class Sink {
  public:
-  explicit Sink(const std::string& path) {
+  explicit Sink(const std::string& argument) {
+    const auto colon = argument.rfind(':');
+    if (colon == std::string::npos)
+      throw Error("\"" + argument + "\" is not POLICIES:journal or POLICIES:FILE");
+    policies_ = argument.substr(0, colon);
+    const auto path = argument.substr(colon + 1);
     if (path == "journal") return;
     file_ = Fd(open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC));
     if (!file_) throw errnoError("open " + path);
   }
 
-  void write(const AuditRecord& record) const {
+  void write(AuditRecord record) const {
+    if (record.id.empty()) identify(record);
     if (!file_) {
       std::vector<std::string> fields;
       for (const auto& [name, value] : journalFields(record)) fields.push_back(name + "=" + value);
@@ -77,6 +87,19 @@ class Sink {
   }
 
  private:
+  /// Of what squid could not read it asked nobody whose it is.
+  void identify(AuditRecord& record) const {
+    const auto source = Ipv4::parse(record.source);
+    if (!source) return;
+    try {
+      if (const auto policy = readFileIfExists(policies_ + "/" + source->str(), maxPolicyBytes))
+        setAgent(record, parsePolicy(*policy).agent);
+    } catch (const Error&) {
+      // The record says what it can.
+    }
+  }
+
+  std::string policies_;
   Fd file_;
 };
 
@@ -238,7 +261,8 @@ int guard(const std::string& path) {
 int main(int argc, char** argv) {
   using namespace agentmachine;
   if (argc != 2) {
-    std::cerr << "usage: agentmachine-audit journal|FILE\nsquid starts it; see agentmachine(1).\n";
+    std::cerr << "usage: agentmachine-audit POLICIES:journal|POLICIES:FILE\nsquid starts it; see "
+                 "agentmachine(1).\n";
     return 2;
   }
   try {

@@ -56,7 +56,7 @@ TEST(SquidConf, TakesItsNamesFromTheSettings) {
         "tls_outgoing_options min-version=1.2 default-ca=off cafile=/etc/ca.pem\n",
         "acl private_name_1 dstdomain -n .lan.example.org\nacl private_port_1 port 8443\n",
         "/opt/policy broker /run/x/policy /run/x/keys\n",
-        "logfile_daemon /opt/audit\naccess_log daemon:journal ",
+        "logfile_daemon /opt/audit\naccess_log daemon:/run/x/policy:journal ",
         "acl through_1 note parent https://parent.example.org:3129\n"
         "cache_peer parent.example.org parent 3129 0 no-query no-digest no-netdb-exchange name=parent_1 "
         "tls\n"})
