@@ -19,7 +19,7 @@ let
       (old: {
         mesonFlags = old.mesonFlags ++ [ "-Ddefault_library=both" ];
       });
-  libseccompStatic = libseccomp.overrideAttrs { dontDisableStatic = true; };
+  libseccompStatic = libseccomp.overrideAttrs (_: { dontDisableStatic = true; });
 in
 stdenv.mkDerivation {
   pname = "agentmachine-init";

@@ -27,6 +27,7 @@ void configureProxy(const Settings& settings) {
     writeFileAtomically(certificate, pem, 0640, owner);
     writeFileAtomically(directory + "/squid.conf",
                         renderSquidConf(settings, {.helper = AGENTMACHINE_LIBEXECDIR "/agentmachine-policy",
+                                                   .auditor = AGENTMACHINE_LIBEXECDIR "/agentmachine-audit",
                                                    .certificate = certificate}),
                         0640, owner);
   });

@@ -14,6 +14,7 @@ enum ExitStatus : int {
 };
 
 void addAttachCommand(CLI::App& app, int& status);
+void addAuditCommand(CLI::App& app);
 void addCheckCommand(CLI::App& app, int& status);
 void addCreateCommand(CLI::App& app);
 void addExecCommand(CLI::App& app, int& status);

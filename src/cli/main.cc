@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   addShellCommand(app, status);
   addAttachCommand(app, status);
   addLogsCommand(app);
+  addAuditCommand(app);
   addCheckCommand(app, status);
   addPlanCommand(app);
   addSchemaCommand(app);

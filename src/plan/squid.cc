@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "card/card.h"
+#include "plan/audit.h"
 #include "util/error.h"
 #include "util/text.h"
 
@@ -127,22 +128,8 @@ reply_header_access X-Cache-Lookup deny all
 reply_header_access Cache-Status deny all
 )";
 
-/// One line a decision. Everything that a machine can influence is percent-encoded (#), which leaves nothing
-/// that JSON would mind. "host" and "port" are the client's words (">"), or the provider's ("<") behind the
-/// broker.
-std::string logFormat(std::string_view name, char side) {
-  return std::format(
-      "logformat {0} "
-      R"({{"ts":%ts.%03tu,"agent":"%#note{{agent}}","src":"%>a","via":"{0}","method":"%#rm","host":"%#{1}rd",)"
-      R"("port":"%#{1}rP","url":"%#ru","sni":"%#ssl::>sni","decision":"%#note{{decision}}",)"
-      R"("rule":"%#note{{rule}}","reason":"%#note{{reason}}","status":"%>Hs","squid":"%Ss","error":"%#err_code",)"
-      R"("server":"%<a","up":%>st,"down":%<st,"ms":%tr}})"
-      "\n",
-      name, side);
-}
-
-std::string logs(const SquidPaths& paths) {
-  return logFormat("proxy", '>') + logFormat("broker", '<') + R"(
+std::string logs(const Settings& settings, const SquidPaths& paths) {
+  return proxyLogFormat("decisions", settings.brokerPort) + R"(
 # A tunnel is logged when it ends; squid would also tell that it began. A connection without a request says nothing.
 acl allowed note decision allow
 acl connected http_status 200
@@ -153,9 +140,9 @@ acl only_begun all-of proven allowed answered connected nowhere_yet
 acl worth_a_line any-of asked answered
 )" +
          std::format(
-             "access_log {0} logformat=broker broker_port worth_a_line\n"
-             "access_log {0} logformat=proxy !broker_port worth_a_line !only_begun\n",
-             plain(paths.accessLog));
+             "logfile_daemon {}\n"
+             "access_log daemon:{}:{} logformat=decisions worth_a_line !only_begun\n",
+             plain(paths.auditor), plain(settings.runtimeDirectory) + "/policy", plain(paths.accessLog));
 }
 
 std::string helpers(const Settings& settings, const SquidPaths& paths) {
@@ -231,7 +218,7 @@ std::string renderSquidConf(const Settings& settings, const SquidPaths& paths) {
          "tls_outgoing_options min-version=1.2" +
          (settings.proxyCaFile ? " default-ca=off cafile=" + plain(*settings.proxyCaFile) : "") + "\n" +
          std::string(fixed) + helpers(settings, paths) + privateHosts(settings) + std::string(rules) +
-         parents(settings) + logs(paths);
+         parents(settings) + logs(settings, paths);
 }
 
 }  // namespace agentmachine

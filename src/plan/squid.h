@@ -9,9 +9,10 @@ namespace agentmachine {
 
 /// Where squid finds what it works with.
 struct SquidPaths {
-  std::string helper;       ///< the program agentmachine-policy
-  std::string certificate;  ///< PEM with key; squid wants one to look into TLS, never shows it
-  std::string accessLog = "syslog:daemon.info";  ///< a squid log module and where it writes
+  std::string helper;                 ///< the program agentmachine-policy
+  std::string auditor;                ///< the program agentmachine-audit
+  std::string certificate;            ///< PEM with key; squid wants one to look into TLS, never shows it
+  std::string accessLog = "journal";  ///< where agentmachine-audit writes: the journal or a file
 };
 
 /// squid.conf for squid 6 built with OpenSSL, run as `squid -N -n agentmachine -f FILE`. Policies are read

@@ -92,15 +92,14 @@ awaitJournal() {
   return $status
 }
 
-# What the proxy decided: its JSON lines, for `proxyLog AGENT CURSOR` those of one agent after CURSOR.
+# What the proxy decided: its records, for `proxyLog AGENT CURSOR` those of one agent after CURSOR.
 proxyLog() {
-  journalctl --quiet --unit=agentmachine-proxy.service --output=cat --after-cursor="$2" |
-    grep '^{' | jq -c --arg agent "$1" 'select(.agent == $agent)'
+  journalctl --quiet --unit=agentmachine-proxy.service --output=cat --after-cursor="$2" "AGENTMACHINE_ID=$1"
 }
 
-# awaitDecision CURSOR AGENT HOST: the proxy's line on what AGENT wanted of HOST.
+# awaitDecision CURSOR AGENT HOST: the proxy's record of what AGENT wanted of HOST.
 awaitDecision() {
-  awaitJournal "$1" "\"agent\":\"$2\".*\"host\":\"$3\"" --unit=agentmachine-proxy.service
+  awaitJournal "$1" '^{' --unit=agentmachine-proxy.service "AGENTMACHINE_ID=$2" "AGENTMACHINE_HOST=$3"
 }
 
 # awaitServer CURSOR MACHINE: until opencode's server in a machine that was started after CURSOR listens.

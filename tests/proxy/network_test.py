@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import queue
 import signal
 import socket
 import ssl
@@ -36,10 +37,15 @@ def equal(what, saw, wanted):
 
 def log_line(world, **wanted):
     """The next decision in the log with these values; it comes when its transaction ends."""
+    seen = []
     while True:
-        line = json.loads(world.log.get(timeout=10))
+        try:
+            line = json.loads(world.log.get(timeout=10))
+        except queue.Empty:
+            raise AssertionError(f"no record with {wanted}, but {seen[-3:]}") from None
         if all(line.get(key) == value for key, value in wanted.items()):
             return line
+        seen.append(line)
 
 
 def test_hosts(world):
@@ -123,7 +129,7 @@ def test_tls(world):
     check("no server name is cut off",
           world.tunnel("alpha", "api.fake.test", server_name=None, verify=False) in ("SSLEOFError", "ConnectionResetError"))
     line = log_line(world, sni="evil.test")
-    equal("the log says so", (line["decision"], line["reason"], line["agent"]), ("deny", "other-server-name", "alpha"))
+    equal("the log says so", (line["decision"], line["reason"], line["id"]), ("deny", "other-server-name", "alpha"))
     before = world.api.connections
     status, connection = world.open_tunnel("alpha", "api.fake.test")
     with connection:
@@ -281,18 +287,19 @@ def test_log(world):
         world.log.get()
     world.tunnel("alpha", "api.fake.test")
     line = log_line(world, host="api.fake.test", sni="api.fake.test")
-    equal("an allowed tunnel", [line[k] for k in ("agent", "src", "method", "port", "decision", "reason", "rule")],
-          ["alpha", w.MACHINES["alpha"], "CONNECT", "443", "allow", "listed", "api.fake.test:443"])
-    check("with bytes and time", line["up"] > 0 and line["down"] > 500 and line["ms"] >= 0, line)
+    equal("an allowed tunnel", [line[k] for k in ("id", "machine", "source", "method", "port", "decision", "reason", "rule", "address", "via")],
+          ["alpha", "agent-alpha", w.MACHINES["alpha"], "CONNECT", 443, "allow", "listed", "api.fake.test:443", w.API, "proxy"])
+    check("with bytes and time", line["bytes_up"] > 500 and line["bytes_down"] > 500 and line["ms"] >= 0, line)
     world.tunnel("alpha", "loopback.fake.test")
     line = log_line(world, host="loopback.fake.test")
-    equal("a refused one says why", (line["decision"], line["reason"], line["status"]), ("deny", "private-address", "407"))
+    equal("a refused one says why", (line["decision"], line["reason"], line["status"]), ("deny", "private-address", 407))
     world.tunnel("nopolicy", "api.fake.test")
-    equal("an unknown machine", log_line(world, src=w.MACHINES["nopolicy"])["reason"], "unknown-source")
+    line = log_line(world, source=w.MACHINES["nopolicy"])
+    equal("an unknown machine", (line["reason"], line["id"], line["machine"]), ("unknown-source", "", ""))
     world.get("alpha", "/models?q", w.BROKER)
     line = log_line(world, via="broker")
-    equal("a brokered one", [line[k] for k in ("agent", "method", "host", "port", "url", "decision", "rule", "status")],
-          ["alpha", "GET", "llm.fake.test", "443", "https://llm.fake.test/v1/models?", "allow", "https://llm.fake.test/v1", "200"])
+    equal("a brokered one", [line[k] for k in ("id", "method", "host", "port", "url", "decision", "rule", "status")],
+          ["alpha", "GET", "llm.fake.test", 443, "https://llm.fake.test/v1/models?", "allow", "https://llm.fake.test/v1", 200])
 
     forged = b'"},{"agent":"beta","decision":"allow'
     before = len(world.log_lines)
@@ -313,7 +320,7 @@ def test_log(world):
     for line in lines:
         try:
             entry = json.loads(line)
-            good = entry["src"] == w.MACHINES["alpha"] and entry["agent"] in ("alpha", "-") and len(entry) == len(json.loads(world.log_lines[0]))
+            good = entry["source"] == w.MACHINES["alpha"] and entry["id"] in ("alpha", "") and entry["decision"] in ("allow", "deny") and len(entry) == len(json.loads(world.log_lines[0]))
         except ValueError:
             good = False
         check("a hostile request can't forge or break a line", good, line)
@@ -336,7 +343,7 @@ def test_limits(world):
     equal("which takes none of another's", world.tunnel("beta", "a.wild.test"), "from api")
     for connection in held:
         connection.close()
-    equal("the log says so", log_line(world, reason="too-many-connections")["agent"], "alpha")
+    equal("the log says so", log_line(world, reason="too-many-connections")["id"], "alpha")
 
 
 def test_packet_filter(world):
@@ -540,6 +547,32 @@ def test_dead_helper(world):
     check("squid is still there", world.squid.poll() is None, world.squid_output()[-2000:])
 
 
+def test_dead_log(world):
+    """A log daemon that is killed loses no record; one that can't go on takes squid with it."""
+    worker = world.audit_pids()[1]
+    os.kill(worker, signal.SIGSTOP)
+    before = len(world.log_lines)
+    for number in range(20):
+        world.get("alpha", f"http://plain.fake.test/while-dying-{number}")
+    os.kill(worker, signal.SIGKILL)
+    wanted = {f"http://plain.fake.test/while-dying-{number}" for number in range(20)}
+    while wanted:
+        wanted.discard(json.loads(world.log.get(timeout=10))["url"])
+    check("no record is lost with the process that writes them", not wanted)
+    lines = [json.loads(line)["url"] for line in world.log_lines[before:]]
+    equal("none is there twice", len(lines), len(set(lines)))
+    check("another one goes on", world.audit_pids()[1] != worker)
+    guard, worker = world.audit_pids()
+    status, tunnel = world.open_tunnel("alpha", "api.fake.test")
+    os.kill(guard, signal.SIGKILL)
+    equal("without a guard squid ends", world.squid.wait(20), 0)
+    tunnel.close()
+    line = log_line(world, method="CONNECT", host="api.fake.test")
+    check("and tells of what was open", line["source"] == w.MACHINES["alpha"], line)
+    world.start_squid()
+    equal("and it starts again", world.tunnel("alpha", "api.fake.test"), "from api")
+
+
 def test_no_key_anywhere(world):
     """Keys are in no log, argument list or environment of the proxy."""
     clear = []
@@ -615,7 +648,7 @@ def main():
         for test in (test_hosts, test_private_addresses, test_filter_of_the_proxys_own, test_tls, test_plain_http,
                      test_broker, test_smuggling, test_streaming, test_upstream_tls, test_policy_changes, test_log,
                      test_limits, test_packet_filter, test_bridge_of_strangers, test_nft_reload, test_parent, test_rebinding, test_dead_helper,
-                     test_no_key_anywhere):
+                     test_dead_log, test_no_key_anywhere):
             at = time.monotonic()
             try:
                 test(world)

@@ -17,8 +17,10 @@ std::string render(const std::vector<std::string>& arguments) {
   if (what == "teardown") return renderNftTeardown();
   if (what == "squid") {
     settings.runtimeDirectory = arguments.at(2);
-    return renderSquidConf(
-        settings, {.helper = arguments.at(3), .certificate = arguments.at(4), .accessLog = arguments.at(5)});
+    return renderSquidConf(settings, {.helper = arguments.at(3),
+                                      .auditor = arguments.at(4),
+                                      .certificate = arguments.at(5),
+                                      .accessLog = arguments.at(6)});
   }
   const auto address = Ipv4::parse(arguments.at(4)).value();
   if (what == "add") return renderNftElementAdd(arguments.at(2), arguments.at(3), address);

@@ -227,8 +227,10 @@ class World:
     def __init__(self, programs, change=lambda what, text: text):
         programs, self.change = pathlib.Path(programs).absolute(), change
         self.helper, self.renderer = programs / "agentmachine-policy", programs / "tests/proxy-render"
+        self.auditor = programs / "agentmachine-audit"
         if not self.helper.exists():
             self.helper, self.renderer = programs / "src/proxy/agentmachine-policy", programs / "tests/proxy/proxy-render"
+            self.auditor = programs / "src/proxy/agentmachine-audit"
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="agentmachine-proxy-"))
         self.directory.chmod(0o755)
         self.user = pwd.getpwnam(SQUID_USER)
@@ -358,14 +360,15 @@ class World:
             "/CN=agentmachine-proxy", "-keyout", str(certificate), "-out", str(certificate))
         self._owned(certificate, 0o440)
         # A pipe for a log: its lines come as events.
-        log, self.log = self.directory / "decisions", queue.Queue()
-        os.mkfifo(log)
-        os.chown(log, self.user.pw_uid, self.user.pw_gid)
-        self.log_lines = []
-        reader = os.open(log, os.O_RDWR | os.O_CLOEXEC)
-        threading.Thread(target=self._read_log, args=(os.fdopen(reader, "rb"),), daemon=True).start()
+        log = self.directory / "decisions"
+        if not log.exists():
+            os.mkfifo(log)
+            os.chown(log, self.user.pw_uid, self.user.pw_gid)
+            self.log, self.log_lines = queue.Queue(), []
+            reader = os.open(log, os.O_RDWR | os.O_CLOEXEC)
+            threading.Thread(target=self._read_log, args=(os.fdopen(reader, "rb"),), daemon=True).start()
         configuration = self.directory / "squid.conf"
-        configuration.write_text(self.render("squid", self.directory, self.helper, certificate, f"stdio:{log}"))
+        configuration.write_text(self.render("squid", self.directory, self.helper, self.auditor, certificate, log))
         self.squid_errors = open(self.directory / "squid.log", "w+b")
         ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         ready.bind("\0agentmachine-proxy-test")
@@ -402,6 +405,14 @@ class World:
                 if f"\0{mode}" in pathlib.Path(f"/proc/{pid}/cmdline").read_text():
                     found.append(int(pid))
         return found
+
+    def audit_pids(self):
+        """The processes that take squid's lines: the one that replaces the other, and the other."""
+        children = lambda pid: pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for guard in children(self.squid.pid):
+            if pathlib.Path(f"/proc/{guard}/cmdline").read_text().startswith("(logfile-daemon)\0"):
+                return int(guard), int(children(guard)[0])
+        raise AssertionError("squid has no log daemon")
 
     def has_unread_input(self, pid):
         """Whether squid has written to a helper what that has not read."""

@@ -56,12 +56,14 @@ TEST(SquidConf, TakesItsNamesFromTheSettings) {
   settings.proxyCaFile = "/etc/ca.pem";
   settings.privateHosts = {HostPattern::parse("*.lan.example.org:8443").value()};
   settings.parentProxies = {Url::parse("https://parent.example.org:3129").value()};
-  const auto text = renderSquidConf(settings, {.helper = "/opt/policy", .certificate = "/run/c.pem"});
+  const auto text = renderSquidConf(
+      settings, {.helper = "/opt/policy", .auditor = "/opt/audit", .certificate = "/run/c.pem"});
   for (const auto* part :
        {"http_port 10.213.0.1:3128 ssl-bump tls-cert=/run/c.pem ", "http_port 10.213.0.1:8081 accel ",
         "tls_outgoing_options min-version=1.2 default-ca=off cafile=/etc/ca.pem\n",
         "acl private_name_1 dstdomain -n .lan.example.org\nacl private_port_1 port 8443\n",
-        "/opt/policy broker /run/x/policy /run/x/keys\n", "access_log syslog:daemon.info ",
+        "/opt/policy broker /run/x/policy /run/x/keys\n",
+        "logfile_daemon /opt/audit\naccess_log daemon:/run/x/policy:journal ",
         "acl through_1 note parent https://parent.example.org:3129\n"
         "cache_peer parent.example.org parent 3129 0 no-query no-digest no-netdb-exchange name=parent_1 "
         "tls\n"})
@@ -70,7 +72,7 @@ TEST(SquidConf, TakesItsNamesFromTheSettings) {
 
 TEST(SquidConf, RefusesPathsThatItCannotHold) {
   for (const auto* path : {"", "/a b", "/a\nhttp_access allow all", "/a\"", "/a#b"})
-    EXPECT_THROW(renderSquidConf({}, {.helper = path, .certificate = "/c"}), Error) << path;
+    EXPECT_THROW(renderSquidConf({}, {.helper = path, .auditor = "/a", .certificate = "/c"}), Error) << path;
 }
 
 }  // namespace
