@@ -39,6 +39,9 @@ int main(int argc, char** argv) {
   addShellCommand(app, status);
   addAttachCommand(app, status);
   addLogsCommand(app);
+  addAllowCommand(app);
+  addDenyCommand(app);
+  addWhyCommand(app, status);
   addCheckCommand(app, status);
   addPlanCommand(app);
   addSchemaCommand(app);
