@@ -88,7 +88,7 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
   auto record = readRunRecord(paths.runtime);
   if (!record) throw Error("connect " + machine.name().str() + ": the machine was not prepared");
   record->leader = Machined(systemd.bus()).leader(machine.name().str());
-  attachMachine(settings, machine.allocation.address, record->leader);
+  attachMachine(settings, machine, record->leader);
   writeRunRecord(paths.runtime, *record);
 }
 

@@ -1,7 +1,9 @@
 #include "apply/lifecycle.h"
 
 #include "apply/apply.h"
+#include "plan/policy.h"
 #include "system/host.h"
+#include "system/network.h"
 #include "util/error.h"
 #include "util/lock.h"
 #include "util/process.h"
@@ -33,14 +35,55 @@ std::string journalTail(const std::string& unit) {
   return text;
 }
 
+/// Applies a plan that gives an existing machine another card. A tighter policy counts, and what is open is
+/// cut, before the card is replaced: a killed command that is run again then still sees that there is
+/// something to cut.
+void applyChange(const Plan& plan, const Card& card, const Host& host, Systemd& systemd) {
+  const auto before = host.machines.find(card.id.str());
+  const bool tighter =
+      before != host.machines.end() &&
+      isTighter(policyFor(card, host.settings), policyFor(before->second.card, host.settings));
+  std::optional<Error> uncut;
+  if (tighter) {
+    const Machine machine{card, before->second.allocation};
+    applyPlan({MakeDirectory{host.settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
+               planPolicy(machine, host)},
+              systemd);
+    try {
+      cutConnections(host.settings, machine.allocation.address);
+    } catch (const Error& cause) {
+      uncut = cause;
+    }
+  }
+  applyPlan(plan, systemd);
+  if (uncut) throw *uncut;
+}
+
 }  // namespace
 
 Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd) {
   return inContext("create " + card.id.str(), [&] {
     const auto lock = lockState(settings);
-    applyPlan(planCreate(card, snapshot(settings, {card})), systemd);
+    const Host host = snapshot(settings, {card});
+    applyChange(planCreate(card, host), card, host, systemd);
     return readMachine(settings, card.id).value();
   });
+}
+
+std::vector<HostPattern> changeHosts(
+    const Settings& settings, const AgentId& id, Systemd& systemd,
+    const std::function<std::vector<HostPattern>(std::vector<HostPattern>)>& change) {
+  const auto lock = lockState(settings);
+  const Host host = snapshot(settings, {});
+  const auto found = host.machines.find(id.str());
+  if (found == host.machines.end()) throw Error("the machine of \"" + id.str() + "\" was removed");
+  Machine machine = found->second;
+  machine.card.allowedHosts = change(std::move(machine.card.allowedHosts));
+  // The rules for a whole card hold too: there may be only so many hosts.
+  if (const auto checked = parseCard(toJson(machine.card), CardFormat::json); !checked)
+    throw Error(trim(describe("the card of " + id.str(), checked.error())));
+  applyChange(planHosts(machine, host), machine.card, host, systemd);
+  return machine.card.allowedHosts;
 }
 
 void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd,

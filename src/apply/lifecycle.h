@@ -1,6 +1,7 @@
 // Create, start, stop and remove machines: each may be run again, and finishes what a killed one began.
 #pragma once
 #include <chrono>
+#include <functional>
 #include <optional>
 
 #include "plan/machine.h"
@@ -9,8 +10,15 @@
 namespace agentmachine {
 
 /// Makes a machine of the card, or brings one that exists to what the card says now. What it writes for a
-/// running one counts at once for the proxy's policy and from the next start for the rest.
+/// running one counts at once for the proxy's policy and from the next start for the rest. If the policy is
+/// tighter than before, the machine's open connections to the proxy are cut.
 Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd);
+
+/// Changes the hosts of the machine's card by `change`, for the proxy too, and cuts what is open if that
+/// allows less than before. Returns the hosts there are then.
+std::vector<HostPattern> changeHosts(
+    const Settings& settings, const AgentId& id, Systemd& systemd,
+    const std::function<std::vector<HostPattern>(std::vector<HostPattern>)>& change);
 
 /// Renders the machine again and starts its unit; does nothing more if it is running. With `payload`, this
 /// start runs that instead of what the card says. Throws Error with the last lines of the unit's journal.

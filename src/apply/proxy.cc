@@ -25,10 +25,17 @@ void configureProxy(const Settings& settings) {
         runChecked({"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
                     "-nodes", "-days", "3650", "-subj", "/CN=agentmachine", "-keyout", "-", "-out", "-"});
     writeFileAtomically(certificate, pem, 0640, owner);
+    const std::string pages = directory + "/pages";
+    std::filesystem::create_directories(pages);
+    if (chown(pages.c_str(), owner.user, owner.group) < 0 || chmod(pages.c_str(), 0750) < 0)
+      throw errnoError("make " + pages + " readable for the proxy");
+    for (const auto& [name, text] : squidErrorPages())
+      writeFileAtomically(pages + "/" + name, text, 0640, owner);
     writeFileAtomically(directory + "/squid.conf",
                         renderSquidConf(settings, {.helper = AGENTMACHINE_LIBEXECDIR "/agentmachine-policy",
                                                    .auditor = AGENTMACHINE_LIBEXECDIR "/agentmachine-audit",
-                                                   .certificate = certificate}),
+                                                   .certificate = certificate,
+                                                   .errorPages = pages}),
                         0640, owner);
   });
 }

@@ -4,8 +4,8 @@
 
 namespace agentmachine {
 
-/// ExecStartPre= of agentmachine-proxy.service. Writes PROXY/squid.conf and PROXY/peek.pem below the runtime
-/// directory, readable by the proxy's user alone.
+/// ExecStartPre= of agentmachine-proxy.service. Writes PROXY/squid.conf, PROXY/peek.pem and PROXY/pages/
+/// below the runtime directory, readable by the proxy's user alone.
 void configureProxy(const Settings& settings);
 
 }  // namespace agentmachine

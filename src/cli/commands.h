@@ -10,13 +10,16 @@ enum ExitStatus : int {
   success = 0,
   failure = 1,       ///< what was asked for couldn't be done, or a card has problems
   usage = 2,         ///< the command line is wrong
+  wouldRefuse = 3,   ///< of why: the request would be refused
   ownFailure = 125,  ///< of exec and run, whose other statuses are those of the command inside
 };
 
+void addAllowCommand(CLI::App& app);
 void addAttachCommand(CLI::App& app, int& status);
 void addAuditCommand(CLI::App& app);
 void addCheckCommand(CLI::App& app, int& status);
 void addCreateCommand(CLI::App& app);
+void addDenyCommand(CLI::App& app);
 void addExecCommand(CLI::App& app, int& status);
 void addHookCommand(CLI::App& app);
 void addImageCommand(CLI::App& app);
@@ -31,5 +34,6 @@ void addShellCommand(CLI::App& app, int& status);
 void addShowCommand(CLI::App& app);
 void addStartCommand(CLI::App& app);
 void addStopCommand(CLI::App& app);
+void addWhyCommand(CLI::App& app, int& status);
 
 }  // namespace agentmachine

@@ -40,6 +40,9 @@ int main(int argc, char** argv) {
   addAttachCommand(app, status);
   addLogsCommand(app);
   addAuditCommand(app);
+  addAllowCommand(app);
+  addDenyCommand(app);
+  addWhyCommand(app, status);
   addCheckCommand(app, status);
   addPlanCommand(app);
   addSchemaCommand(app);

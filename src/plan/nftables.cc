@@ -17,7 +17,7 @@ namespace {
 
 /// The part that is the same on every host, with what differs as nft's own variables.
 constexpr std::string_view ruleset = R"(
-# Adding a table that exists changes nothing, and flushing it empties its chains but not its set.
+# Adding a table that exists changes nothing, and flushing it empties its chains but not its sets.
 add table bridge agentmachine
 flush table bridge agentmachine
 add table inet agentmachine
@@ -43,8 +43,16 @@ table bridge agentmachine {
 }
 
 table inet agentmachine {
+  # How many connections each machine may have at once, and how many it may begin in a second. The limit is part of the
+  # element, which matches when it is exceeded. The second also bounds what connections that are given up at once leave
+  # with the proxy, and how much of the log a machine can fill.
+  set connections { type ipv4_addr; flags dynamic; }
+  set new_connections { type ipv4_addr; flags dynamic; }
+
   chain input {
     type filter hook input priority filter; policy accept;
+    iifname $BRIDGE ct state new ip saddr @new_connections counter reject with tcp reset
+    iifname $BRIDGE ct state new ip saddr @connections counter reject with tcp reset
     iifname $BRIDGE ip daddr $GATEWAY tcp dport $SERVICES accept
     iifname $BRIDGE counter drop
     # The gateway is the host's address, and the host answers for it on every network it is in.
@@ -109,6 +117,14 @@ std::string element(std::string_view interface, std::string_view mac, Ipv4 addre
                      address.str());
 }
 
+/// Deleting what is absent is an error to nft, adding what is present is none; nobody sees the state between.
+std::string deleteLimit(std::string_view set, Ipv4 address) {
+  const bool counts = set == "connections";
+  return std::format(
+      "add element inet agentmachine {0} {{ {1} {2} }}\ndelete element inet agentmachine {0} {{ {1} }}\n",
+      set, address.str(), counts ? "ct count over 1" : "limit rate over 1/second");
+}
+
 }  // namespace
 
 std::string renderNftRuleset(const Settings& settings) {
@@ -127,15 +143,23 @@ std::string renderNftTeardown() {
          "delete table inet agentmachine\n";
 }
 
-std::string renderNftElementAdd(std::string_view interface, std::string_view mac, Ipv4 address) {
-  return "add " + element(interface, mac, address);
+std::string renderNftElementAdd(std::string_view interface, std::string_view mac, Ipv4 address,
+                                std::uint64_t maxConnections) {
+  // An element that is there keeps the limit it has, so it is deleted first.
+  return deleteLimit("connections", address) + deleteLimit("new_connections", address) +
+         std::format("add element inet agentmachine connections {{ {} ct count over {} }}\n", address.str(),
+                     maxConnections) +
+         std::format(
+             "add element inet agentmachine new_connections {{ {0} limit rate over {1}/second burst {1} "
+             "packets }}\n",
+             address.str(), maxConnections) +
+         "add " + element(interface, mac, address);
 }
 
 std::string renderNftElementDelete(std::string_view interface, std::string_view mac, Ipv4 address) {
-  // Deleting what is absent is an error to nft, adding what is present is none; nobody sees the state
-  // between.
   const std::string text = element(interface, mac, address);
-  return "add " + text + "delete " + text;
+  return "add " + text + "delete " + text + deleteLimit("connections", address) +
+         deleteLimit("new_connections", address);
 }
 
 }  // namespace agentmachine

@@ -1,6 +1,7 @@
 // The packet filter around the machines, as text for nft(8). Pure: no I/O, never touches tables that aren't
 // ours.
 #pragma once
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -19,10 +20,11 @@ std::string renderNftRuleset(const Settings& settings);
 /// port reaches everything that listens on the host.
 std::string renderNftTeardown();
 
-/// Lets frames through that arrive on port `interface` with this MAC (aa:bb:…) and IPv4 address; both
-/// commands can be run again. Throws Error for an interface without our prefix or over 15 characters, or what
-/// is no MAC address.
-std::string renderNftElementAdd(std::string_view interface, std::string_view mac, Ipv4 address);
+/// Lets frames through that arrive on port `interface` with this MAC (aa:bb:…) and IPv4 address, and limits
+/// its TCP connections: `maxConnections` at once, and as many new ones a second. Both commands can be run
+/// again. Throws Error for an interface without our prefix or over 15 characters, or what is no MAC address.
+std::string renderNftElementAdd(std::string_view interface, std::string_view mac, Ipv4 address,
+                                std::uint64_t maxConnections);
 std::string renderNftElementDelete(std::string_view interface, std::string_view mac, Ipv4 address);
 
 }  // namespace agentmachine

@@ -129,16 +129,25 @@ std::string imageTree(const Settings& settings, const std::string& digest) {
   return settings.stateDirectory + "/images/" + digest + "/root";
 }
 
+WriteFile planPolicy(const Machine& machine, const Host& host) {
+  const auto paths = machinePaths(host.settings, machine.card.id, machine.allocation.address);
+  return {paths.policy, renderPolicy(policyFor(machine.card, host.settings)), 0640, {0, host.proxyGroup}};
+}
+
+Plan planHosts(const Machine& machine, const Host& host) {
+  const auto paths = machinePaths(host.settings, machine.card.id, machine.allocation.address);
+  return {WriteFile{paths.state + "/card.json", toJson(machine.card), 0600, {}}, planPolicy(machine, host)};
+}
+
 Plan planRender(const Machine& machine, const Host& host) {
   const Settings& settings = host.settings;
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  const Owner proxy{0, host.proxyGroup};
   return {
       MakeDirectory{paths.runtime, 0700, {}},
       MakeDirectory{paths.credentials, 0700, {}},
       WriteFile{paths.opencode, renderOpencodeConfig(machine.card, settings), 0644, {}},
-      MakeDirectory{settings.runtimeDirectory + "/policy", 0750, proxy},
-      WriteFile{paths.policy, renderPolicy(policyFor(machine.card, settings)), 0640, proxy},
+      MakeDirectory{settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
+      planPolicy(machine, host),
       MakeDirectory{"/run/systemd/system/" + machine.name().unit() + ".d", 0755, {}},
       WriteFile{paths.dropIn, renderDropIn(machine, settings, host.program), 0644, {}},
       MakeDirectory{"/run/systemd/nspawn", 0755, {}},

@@ -51,6 +51,12 @@ Plan planCreate(const Card& card, const Host& host);
 /// What is rendered for a machine that has its allocation: planCreate without workspace and state. For boot.
 Plan planRender(const Machine& machine, const Host& host);
 
+/// The proxy's view of a machine, for what must count before everything else.
+WriteFile planPolicy(const Machine& machine, const Host& host);
+
+/// What `allow` and `deny` do: the card of the state and what the proxy reads, nothing else.
+Plan planHosts(const Machine& machine, const Host& host);
+
 /// What `rm` does: the link first, the state last, so that a killed `rm` can be run again. The workspace is
 /// removed only if asked.
 Plan planRemove(const Machine& machine, const Settings& settings, bool removeWorkspace);

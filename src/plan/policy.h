@@ -1,6 +1,7 @@
 // What the egress proxy lets one machine do, and the file that says so: one per machine, named by its
 // address. Pure: no I/O.
 #pragma once
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -31,12 +32,28 @@ struct Policy {
   std::vector<HostPattern> hosts;  ///< reachable through the proxy's port; empty: nothing but the broker
   std::optional<Broker> broker;    ///< absent: the broker's port refuses
   std::optional<Url> parent;       ///< the proxy that ours goes through; the broker can't, and refuses
+  /// Requests to the proxy, and as many to the broker; what is beyond has to wait.
+  std::uint64_t requestsPerSecond = ResourceLimits{}.requestsPerSecond;
   bool operator==(const Policy&) const = default;
 };
 
 /// The card's hosts as they are, the provider through the broker alone. A provider's host is reachable
 /// directly only if the card lists it: a tunnel would carry a key of somebody else's as well.
 Policy policyFor(const Card& card, const Settings& settings);
+
+/// Whether each host, port and method of `inner` is one of `outer`.
+bool covers(const HostPattern& outer, const HostPattern& inner);
+
+/// Whether `now` refuses something at the proxy's port that `before` allowed, or sends it by another parent:
+/// then what was opened before must end.
+bool isTighter(const Policy& now, const Policy& before);
+
+/// The hosts with `added`, unless one of them covers it.
+std::vector<HostPattern> withHost(std::vector<HostPattern> hosts, const HostPattern& added);
+
+/// The hosts without the ports of `denied` under its name; a `denied` without methods means all methods.
+/// Throws Error that names the rule if another one still allows some of it.
+std::vector<HostPattern> withoutHost(const std::vector<HostPattern>& hosts, const HostPattern& denied);
 
 /// Whether a card's `proxy` is one of the spellings of our own proxy: 127.0.0.1 or the gateway, and its port.
 bool isOwnProxy(const Url& proxy, const Settings& settings);

@@ -46,7 +46,7 @@ email_err_data off
 cache_log /dev/null
 debug_options ALL,1 84,0
 
-# A machine can waste its own share of these, not the others'.
+# A machine can waste its own share of these, not the others': the packet filter counts its connections.
 max_filedescriptors 16384
 request_body_max_size 64 MB
 request_start_timeout 30 seconds
@@ -63,7 +63,6 @@ negative_dns_ttl 5 seconds
 
 constexpr std::string_view rules = R"(
 acl broker_port myportname broker
-acl too_many maxconn 128
 acl first_step at_step SslBump1
 acl second_step at_step SslBump2
 acl private dst 0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/3
@@ -72,7 +71,6 @@ acl private dst 0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 17
 acl private dst ::/128 ::1/128 64:ff9b::/96 64:ff9b:1::/48 2002::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
 
 # These match always and note, for the log, why.
-acl because_too_many annotate_transaction decision=deny reason=too-many-connections
 acl because_private annotate_transaction decision=deny reason=private-address
 acl because_no_route annotate_transaction decision=deny reason=broker-failed
 
@@ -82,19 +80,30 @@ acl proven note clt_conn_tag same-host
 acl because_unproven annotate_transaction decision=deny reason=no-answer
 acl unproven all-of peeked !proven because_unproven
 
-acl flood all-of too_many because_too_many
 acl inside all-of private !may_be_private because_private
 acl broker_inside all-of private !may_be_private !own_ollama because_private
 
 # The machine's own policy first: nothing is resolved for a host that isn't on it.
-acl tunnel_or_request all-of !broker_port listed !unproven !flood !inside
-acl to_provider all-of broker_port brokered !flood
+acl tunnel_or_request all-of !broker_port listed !unproven !inside
+acl to_provider all-of broker_port brokered
 http_access allow to_provider
 http_access allow tunnel_or_request
-# 407, because any other refusal of a CONNECT is sent inside a TLS session with a certificate nobody trusts.
-deny_info 407:ERR_ACCESS_DENIED CONNECT
+# Each refusal says why. 407, because any other refusal of a CONNECT is sent inside a TLS session with a certificate
+# nobody trusts.
+acl inside_tunnel note reason private-address
+acl inside_request note reason private-address
+deny_info 407:ERR_AGENTMACHINE_PRIVATE inside_tunnel
+deny_info 403:ERR_AGENTMACHINE_PRIVATE inside_request broker_inside because_private
+deny_info 407:ERR_AGENTMACHINE CONNECT
+deny_info 403:ERR_AGENTMACHINE all not_provider because_no_route
+http_access deny CONNECT inside_tunnel
+http_access deny inside_request
 http_access deny CONNECT
 http_access deny all
+# curl shows no body of a refused CONNECT, but headers with -v.
+acl refused note decision deny
+reply_header_add X-Agentmachine-Refusal "private-address: the name resolves to an address of the host or of a private network" inside_request
+reply_header_add X-Agentmachine-Refusal "%'note{reason}: %'note{advice}" refused !inside_request
 
 # A tunnel is for the host it was opened for. Squid asks http_access once more before it connects, so a name that
 # resolves to another address by then is judged again. It also splices when it gets no answer at all: then "unproven"
@@ -148,20 +157,22 @@ acl worth_a_line any-of asked answered
 std::string helpers(const Settings& settings, const SquidPaths& paths) {
   const std::string helper = plain(paths.helper);
   const std::string policies = plain(settings.runtimeDirectory) + "/policy";
-  // Never cached: a policy that changes counts for the next request.
+  // Never cached: a policy that changes counts for the next request. As many at once as there can be
+  // connections: those of one machine may have to wait, and squid ends itself when a queue is full for three
+  // minutes.
   const auto question = [&](std::string_view name, std::string_view tokens, std::string_view arguments) {
     return std::format(
         "external_acl_type {0} ttl=0 negative_ttl=0 cache=0 children-max=1 children-startup=1 "
-        "concurrency=1024 "
+        "concurrency=16384 "
         "ipv4 {1} {2} {0} {3}\n",
         name, tokens, helper, arguments);
   };
-  return question("request", "%>a %>rm %>rs %>rd %>rP", policies) +
+  return question("request", "%>a %>rm %>rs %>rd %>rP %ssl::>sni", policies) +
          question("sni", "%>a %>rd %ssl::>sni", policies) +
          question("broker", "%>a %>rm %>rp", policies + " " + settings.runtimeDirectory + "/keys") +
          "acl listed external request\nacl same_host external sni\nacl brokered external broker\n" +
          std::format("url_rewrite_program {} rewrite\n", helper) +
-         "url_rewrite_children 1 startup=1 idle=1 concurrency=1024 queue-size=1024 "
+         "url_rewrite_children 1 startup=1 idle=1 concurrency=16384 queue-size=16384 "
          "on-persistent-overload=ERR\n";
 }
 
@@ -208,6 +219,24 @@ std::string parents(const Settings& settings) {
 
 }  // namespace
 
+std::map<std::string, std::string> squidErrorPages() {
+  constexpr std::string_view end =
+      "Trying again without the proxy will not help: this machine has no other way out. If the work needs "
+      "it, ask the "
+      "person whose agent you are to change the card.\n";
+  // ': as it is. The policy helper lets nothing into its advice that would mean something in a page.
+  return {{"ERR_AGENTMACHINE", std::format("agentmachine refused this request: @Squid{{%'note{{reason}}}}\n"
+                                           "Rule: @Squid{{%'note{{rule}}}}\n@Squid{{%'note{{advice}}}}\n{}",
+                                           end)},
+          {"ERR_AGENTMACHINE_PRIVATE",
+           std::format(
+               "agentmachine refused this request: private-address\n"
+               "Rule: @Squid{{%'note{{rule}}}}\n"
+               "The card allows it, but the name resolves to an address of the host or of a private network. "
+               "private_hosts in the settings of the host would need it.\n{}",
+               end)}};
+}
+
 std::string renderSquidConf(const Settings& settings, const SquidPaths& paths) {
   const std::string gateway = settings.gateway.str();
   return "# Rendered by agentmachine; changes are lost when agentmachine-proxy.service starts.\n" +
@@ -215,6 +244,7 @@ std::string renderSquidConf(const Settings& settings, const SquidPaths& paths) {
                      settings.proxyPort, plain(paths.certificate)) +
          std::format("http_port {}:{} accel allow-direct defaultsite=broker.invalid no-vhost name=broker\n",
                      gateway, settings.brokerPort) +
+         std::format("error_directory {}\n", plain(paths.errorPages)) +
          "tls_outgoing_options min-version=1.2" +
          (settings.proxyCaFile ? " default-ca=off cafile=" + plain(*settings.proxyCaFile) : "") + "\n" +
          std::string(fixed) + helpers(settings, paths) + privateHosts(settings) + std::string(rules) +

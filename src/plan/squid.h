@@ -1,6 +1,7 @@
 // The configuration of the egress proxy, as text for squid(8). Pure: no I/O. It names no machine and no key:
 // those are the policy helper's, so that squid never reloads for them.
 #pragma once
+#include <map>
 #include <string>
 
 #include "plan/host.h"
@@ -12,6 +13,7 @@ struct SquidPaths {
   std::string helper;                 ///< the program agentmachine-policy
   std::string auditor;                ///< the program agentmachine-audit
   std::string certificate;            ///< PEM with key; squid wants one to look into TLS, never shows it
+  std::string errorPages;             ///< directory of squidErrorPages
   std::string accessLog = "journal";  ///< where agentmachine-audit writes: the journal or a file
 };
 
@@ -19,5 +21,8 @@ struct SquidPaths {
 /// from `policy/ADDRESS` and keys from `keys/ADDRESS` below Settings::runtimeDirectory. Throws Error for a
 /// path that can't be written in squid.conf.
 std::string renderSquidConf(const Settings& settings, const SquidPaths& paths);
+
+/// What a refused machine reads, by file name: templates in squid's notation, of plain text.
+std::map<std::string, std::string> squidErrorPages();
 
 }  // namespace agentmachine

@@ -1,6 +1,7 @@
 // The decisions of the egress proxy about one request each. Pure: no I/O, nothing is resolved; what isn't
 // allowed by the policy is refused.
 #pragma once
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -23,5 +24,23 @@ Decision decideServerName(std::string_view host, std::string_view serverName);
 
 /// A request at the broker's port. `target` is its path with the query.
 Decision decideBroker(const Policy& policy, std::string_view method, std::string_view target);
+
+/// What a person or an agent asks for by URL, as the proxy would see it. For https:// that is a CONNECT;
+/// `method` is the one of a plain request.
+struct WebRequest {
+  bool toBroker = false;  ///< the gateway's broker port, where `target` counts and host and port don't
+  std::string method;
+  std::string host;
+  std::string port;
+  std::string target;  ///< path and query
+};
+/// Nothing for what is no http:// or https:// URL.
+std::optional<WebRequest> requestFor(std::string_view url, std::string_view method, const Settings& settings);
+Decision decide(const Policy& policy, const WebRequest& request);
+
+/// For the agent that is refused and for its person: what was wrong and what the card would need. One line of
+/// plain text without quotes, < or &; "" for what is allowed.
+std::string advice(const Decision& decision, const Policy& policy, std::string_view method,
+                   std::string_view host, std::string_view port);
 
 }  // namespace agentmachine

@@ -6,7 +6,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include "plan/machine.h"
 #include "plan/nftables.h"
 #include "util/error.h"
 #include "util/process.h"
@@ -57,6 +56,25 @@ bool tableExists(const std::string& family) {
   return runProcess({"nft", "list", "table", family, "agentmachine"}).status == 0;
 }
 
+/// tbf passes a burst at full speed and then `mbit`; with less than one of the kernel's largest packets
+/// (64 KiB) it would have to split each. What waits longer than the latency is dropped, and TCP slows down.
+std::string limitRate(const std::string& interface, std::uint64_t mbit) {
+  const std::uint64_t bytesIn10Ms = mbit * 1'000'000 / 8 / 100;
+  return std::format("qdisc replace dev {} root tbf rate {}mbit burst {} latency 50ms\n", interface, mbit,
+                     std::max<std::uint64_t>(bytesIn10Ms, 68 * 1024));
+}
+
+/// The machine's ends of TCP connections to the proxy's port, "ADDRESS:PORT".
+std::vector<std::string> proxyConnections(const std::vector<std::string>& filter) {
+  std::vector<std::string> command = {"ss", "--tcp", "--numeric", "--no-header"};
+  append(command, filter);
+  std::vector<std::string> peers;
+  for (const auto& line : split(runChecked(command), '\n'))
+    if (const auto at = line.find_last_not_of(' '); at != std::string::npos)
+      peers.push_back(line.substr(line.find_last_of(' ', at) + 1, at - line.find_last_of(' ', at)));
+  return peers;
+}
+
 }  // namespace
 
 void bringNetworkUp(const Settings& settings) {
@@ -96,10 +114,12 @@ void checkNetworkGuards(const Settings& settings) {
         std::format("the bridge {} is missing: systemctl restart agentmachine-network", settings.bridge));
 }
 
-void attachMachine(const Settings& settings, Ipv4 address, pid_t leader) {
+void attachMachine(const Settings& settings, const Machine& machine, pid_t leader) {
+  const Ipv4 address = machine.allocation.address;
+  const auto& limits = machine.card.limits;
   const std::string interface = hostInterface(settings, address), mac = macAddress(address);
   inContext("connect " + interface, [&] {
-    runChecked({"nft", "-f", "-"}, renderNftElementAdd(interface, mac, address));
+    runChecked({"nft", "-f", "-"}, renderNftElementAdd(interface, mac, address, limits.maxConnections));
     runChecked(
         {"ip", "-batch", "-"},
         std::format("link set dev {0} addrgenmode none\n"
@@ -107,8 +127,14 @@ void attachMachine(const Settings& settings, Ipv4 address, pid_t leader) {
                     "link set dev {0} type bridge_slave isolated on learning off flood off mcast_flood off\n",
                     interface, settings.bridge));
     runChecked({"bridge", "fdb", "replace", mac, "dev", interface, "master", "static"});
-    const std::vector<std::string> inside = {"nsenter", std::format("--net=/proc/{}/ns/net", leader), "ip",
-                                             "-batch", "-"};
+    const std::string nsenter = std::format("--net=/proc/{}/ns/net", leader);
+    const std::vector<std::string> inside = {"nsenter", nsenter, "ip", "-batch", "-"};
+    if (limits.networkMbit) {
+      runChecked({"tc", "-batch", "-"}, limitRate(interface, *limits.networkMbit));
+      // The way out is limited where it begins, so that it waits instead of being lost: nobody inside may
+      // change it.
+      runChecked({"nsenter", nsenter, "tc", "-batch", "-"}, limitRate("host0", *limits.networkMbit));
+    }
     // A route to the gateway and to nothing else: the machine has no neighbours to ask for.
     runChecked(inside, std::format("link set dev host0 addrgenmode none address {}\n"
                                    "address replace {}/32 dev host0\n",
@@ -118,6 +144,23 @@ void attachMachine(const Settings& settings, Ipv4 address, pid_t leader) {
     runChecked(inside, std::format("link set dev host0 up\n"
                                    "route replace {} dev host0 scope link\n",
                                    settings.gateway.str()));
+  });
+}
+
+void cutConnections(const Settings& settings, Ipv4 address) {
+  const std::vector<std::string> filter = {
+      "src", std::format("{}:{}", settings.gateway.str(), settings.proxyPort), "dst", address.str()};
+  inContext("cut the open connections of " + address.str(), [&] {
+    const auto open = proxyConnections(filter);
+    if (open.empty()) return;
+    std::vector<std::string> kill = {"--kill"};
+    append(kill, std::vector(filter));
+    proxyConnections(kill);
+    // ss says nothing if the kernel can't, so that is seen by what is left. New ones were judged by the new
+    // policy.
+    for (const auto& peer : proxyConnections(filter))
+      if (std::ranges::contains(open, peer))
+        throw Error("this kernel can't (CONFIG_INET_DIAG_DESTROY): restart the machine to end what is open");
   });
 }
 

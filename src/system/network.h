@@ -5,7 +5,7 @@
 
 #include <sys/types.h>
 
-#include "plan/host.h"
+#include "plan/machine.h"
 
 namespace agentmachine {
 
@@ -17,9 +17,12 @@ void takeNetworkDown(const Settings& settings);
 /// Throws Error, naming the guard, unless bridge and nft tables are there.
 void checkNetworkGuards(const Settings& settings);
 
-/// Connects a started machine: nft element, bridge port (isolated), address and connected route inside, and
-/// only then up, so that no packet passes before its rules. `leader` is the machine's PID 1.
-void attachMachine(const Settings& settings, Ipv4 address, pid_t leader);
+/// Connects a started machine: nft elements, bandwidth, bridge port (isolated), address and connected route
+/// inside, and only then up, so that no packet passes before its rules. `leader` is the machine's PID 1.
+void attachMachine(const Settings& settings, const Machine& machine, pid_t leader);
+/// Cuts the machine's TCP connections to the proxy's port. Throws Error if one is left: a kernel without
+/// CONFIG_INET_DIAG_DESTROY.
+void cutConnections(const Settings& settings, Ipv4 address);
 /// Removes what attachMachine left on the host. Nothing there is no error.
 void detachMachine(const Settings& settings, Ipv4 address);
 

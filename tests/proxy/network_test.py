@@ -330,20 +330,89 @@ def test_limits(world):
     big = "x" * 70000
     check("headers have a limit", world.get("alpha", "/models", w.BROKER, headers=[("X-Big", big)]).status in (400, 413, 431, 494))
     world.llm.last()
-    held = []
-    refused = None
-    for _ in range(200):
-        status, connection = world.open_tunnel("alpha", "api.fake.test")
-        held.append(connection)
-        if status != 200:
-            refused = status
-            break
-    equal("a machine has only so many connections", refused, 407)
-    check("and not too few", len(held) > 100, len(held))
-    equal("which takes none of another's", world.tunnel("beta", "a.wild.test"), "from api")
-    for connection in held:
-        connection.close()
-    equal("the log says so", log_line(world, reason="too-many-connections")["id"], "alpha")
+    # Refused by the kernel: nothing of it reaches squid or the log.
+    world.limit("alpha", 20)
+    with contextlib.ExitStack() as held:
+        def open_until_refused(most):
+            for count in range(most):
+                try:
+                    held.enter_context(world.connect("alpha", timeout=2))
+                except OSError as cause:
+                    return count, type(cause).__name__
+            return most, "none"
+
+        equal("a machine has only so many connections", open_until_refused(40), (20, "ConnectionRefusedError"))
+        lines = len(world.log_lines)
+        check("to the broker's port, too", not reaches(world, "alpha", w.GATEWAY, w.BROKER))
+        equal("which takes none of another's", world.tunnel("beta", "a.wild.test"), "from api")
+        world.limit("alpha", 60)
+        time.sleep(1)
+        more, how = open_until_refused(80)
+        check("a limit can be changed", 40 <= more <= 64 and how == "ConnectionRefusedError", (more, how))
+        check("without the filter's words in the log", not any(b"too-many" in line for line in world.log_lines[lines:]))
+    time.sleep(1)
+    equal("those that ended don't count", world.tunnel("alpha", "api.fake.test"), "from api")
+    # As many new ones a second.
+    world.limit("alpha", 20)
+    reached = 0
+    for _ in range(60):
+        reached += reaches(world, "alpha", w.GATEWAY, w.PROXY)
+    check("new connections have a pace", 20 <= reached < 40, reached)
+    world.limit("alpha")
+
+
+def test_pace(world):
+    """A machine that asks too fast waits, alone, and fills no log."""
+    hosts, get = ["plain.fake.test:80", "api.fake.test:443"], lambda: world.get("gamma", "http://plain.fake.test/").status
+    world.policy("gamma", hosts, rate=5)
+    get()  # from here on the helper knows the rate
+    time.sleep(1.2)
+    started, lines = time.monotonic(), len(world.log_lines)
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        asked = [pool.submit(get) for _ in range(40)]
+        world_goes_on = time.monotonic()
+        equal("another machine isn't held up", world.tunnel("beta", "a.wild.test"), "from api")
+        check("not even a little", time.monotonic() - world_goes_on < 0.8, time.monotonic() - world_goes_on)
+        statuses = [answer.result() for answer in asked]
+    took = time.monotonic() - started
+    check("a burst passes, the rest has to wait", 10 <= statuses.count(200) <= 14 and 0.8 < took < 4, (statuses, took))
+    equal("and is refused if it would wait too long", set(statuses), {200, 403})
+    line = log_line(world, id="gamma", decision="deny")
+    equal("the log says so", (line["reason"], line["rule"]), ("too-many-requests", "requests_per_second"))
+    world.get("gamma", "http://plain.fake.test/last")
+    check("with a line for each and no more", len(world.log_lines) - lines <= 44, len(world.log_lines) - lines)
+    time.sleep(1.2)
+    equal("a tunnel counts once", [world.tunnel("gamma", "api.fake.test") for _ in range(5)], ["from api"] * 5)
+    answer = world.get("gamma", "http://elsewhere.fake.test/")
+    world.policy("gamma", hosts, rate=1000)
+    get()
+    started = time.monotonic()
+    equal("without the limit all pass", {get() for _ in range(40)}, {200})
+    world.policy("gamma", [])
+
+
+def test_refusals_explain_themselves(world):
+    def words(what, answer, status, *wanted):
+        equal(f"{what}: the status", answer.status, status)
+        body = answer.body.decode()
+        for text in wanted + ("without the proxy will not help",):
+            check(f"{what}: says {text!r}", text in body, body)
+        check(f"{what}: in plain text", "<" not in body and "&" not in body, body)
+        header = answer.all("x-agentmachine-refusal")
+        check(f"{what}: in a header, too", len(header) == 1 and len(header[0]) > 20, answer.headers)
+
+    connect = lambda target: world.send("alpha", f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
+    words("an unlisted host", world.get("alpha", "http://evil.test/x"), 403, "host-not-listed", "allowed_hosts would need evil.test:80")
+    words("a tunnel to one", connect("evil.test:443"), 407, "host-not-listed", "allowed_hosts would need evil.test:443")
+    words("an unlisted port", connect("api.fake.test:22"), 407, "port-not-listed", "Rule: api.fake.test:443", "would need api.fake.test:22")
+    words("an address", connect("127.0.0.1:443"), 407, "not-a-host-name", "addresses are never reached")
+    words("a private address", world.get("alpha", "http://metadata.fake.test/"), 403, "private-address", "Rule: metadata.fake.test:80")
+    words("a tunnel to one", connect("loopback.fake.test:443"), 407, "private-address", "Rule: loopback.fake.test:443")
+    words("the broker", world.get("alpha", "/../x", w.BROKER), 403, "path-not-allowed", "https://llm.fake.test/v1")
+    words("the broker without a provider", world.get("gamma", "/x", w.BROKER), 403, "no-provider", "api_base_url")
+    words("an unknown machine", world.get("nopolicy", "http://evil.test/"), 403, "unknown-source")
+    allowed = world.get("alpha", "http://plain.fake.test/")
+    check("what is allowed says nothing of it", not allowed.all("x-agentmachine-refusal"), allowed.headers)
 
 
 def test_packet_filter(world):
@@ -473,7 +542,7 @@ def test_nft_reload(world):
     rules = w.run("nft", "list", "ruleset")
     world.nft("nft")
     equal("and changes nothing, however often", w.run("nft", "-s", "list", "ruleset").count("drop"), rules.count("drop"))
-    element = (w.port_name("gamma"), w.mac(w.MACHINES["gamma"]), w.MACHINES["gamma"])
+    element = (w.port_name("gamma"), w.mac(w.MACHINES["gamma"]), w.MACHINES["gamma"], 100)
     world.nft("delete", *element)
     check("without its element a machine reaches nothing", not reaches(world, "gamma", w.GATEWAY, w.PROXY))
     world.nft("delete", *element)
@@ -590,17 +659,17 @@ def test_no_key_anywhere(world):
 
 # What to take out of the rendered text, to see that the tests notice: GUARD: [(text, old, new)…].
 GUARDS = {
-    "list": [("squid", "listed !unproven !flood !inside", "!unproven !flood !inside")],
-    "list-before-resolving": [("squid", "listed !unproven !flood !inside", "!unproven !flood !inside listed")],
-    "private": [("squid", "listed !unproven !flood !inside", "listed !unproven !flood")],
+    "list": [("squid", "listed !unproven !inside", "!unproven !inside")],
+    "list-before-resolving": [("squid", "listed !unproven !inside", "!unproven !inside listed")],
+    "private": [("squid", "listed !unproven !inside", "listed !unproven")],
     "private-broker": [("squid", "adapted_http_access deny broker_port broker_inside", "")],
     "private-ports": [("squid", "all-of private_name_1 private_port_1", "all-of private_name_1")],
-    "clean-refusal": [("squid", "deny_info 407:ERR_ACCESS_DENIED CONNECT", "")],
+    "clean-refusal": [("squid", "deny_info 407:ERR_AGENTMACHINE CONNECT", "")],
     "server-name": [("squid", "second_step same_host", "second_step"), ("squid", "listed !unproven", "listed")],
     "server-name-proven": [("squid", "listed !unproven", "listed")],
     "server-name-cut": [("squid", "second_step same_host", "second_step")],
-    "private-and-nft": [("squid", "listed !unproven !flood !inside", "listed !unproven !flood"), ("nft", "counter reject", "accept")],
-    "brokered": [("squid", "broker_port brokered !flood", "broker_port !flood"), ("squid", "adapted_http_access deny broker_port not_provider", "")],
+    "private-and-nft": [("squid", "listed !unproven !inside", "listed !unproven"), ("nft", "counter reject", "accept")],
+    "brokered": [("squid", "broker_port brokered", "broker_port"), ("squid", "adapted_http_access deny broker_port not_provider", "")],
     "rewriter": [("squid", "url_rewrite_access allow broker_port", "")],
     "rewriter-both": [("squid", "url_rewrite_access allow broker_port", ""),
                       ("squid", "adapted_http_access deny broker_port not_provider", "")],
@@ -608,7 +677,12 @@ GUARDS = {
     "strip-authorization": [("squid", "request_header_access Authorization deny broker_port", "")],
     "strip-cookie": [("squid", "request_header_access Cookie deny broker_port", "")],
     "verify-authority": [("squid", "min-version=1.2", "min-version=1.2 flags=DONT_VERIFY_PEER")],
-    "connections": [("squid", "maxconn 128", "maxconn 12800")],
+    "connections": [("nft", "iifname $BRIDGE ct state new ip saddr @connections counter reject with tcp reset", "")],
+    "new-connections": [("nft", "iifname $BRIDGE ct state new ip saddr @new_connections counter reject with tcp reset", "")],
+    "refusal-text": [("page", "@Squid{%'note{advice}}", "")],
+    "refusal-text-private": [("squid", "http_access deny CONNECT inside_tunnel", "")],
+    "refusal-header": [("squid", "reply_header_add X-Agentmachine-Refusal \"%", "#")],
+    "pace-once-a-tunnel": [("squid", " %ssl::>sni", "", )],
     "via": [("squid", "via off", "via on")],
     "forwarded-for": [("squid", "forwarded_for delete", "forwarded_for on")],
     "log-encoding": [("squid", "%#", "%")],
@@ -647,8 +721,8 @@ def main():
     try:
         for test in (test_hosts, test_private_addresses, test_filter_of_the_proxys_own, test_tls, test_plain_http,
                      test_broker, test_smuggling, test_streaming, test_upstream_tls, test_policy_changes, test_log,
-                     test_limits, test_packet_filter, test_bridge_of_strangers, test_nft_reload, test_parent, test_rebinding, test_dead_helper,
-                     test_dead_log, test_no_key_anywhere):
+                     test_limits, test_pace, test_refusals_explain_themselves, test_packet_filter, test_bridge_of_strangers,
+                     test_nft_reload, test_parent, test_rebinding, test_dead_helper, test_dead_log, test_no_key_anywhere):
             at = time.monotonic()
             try:
                 test(world)

@@ -15,15 +15,18 @@ std::string render(const std::vector<std::string>& arguments) {
   const auto& what = arguments.at(1);
   if (what == "nft") return renderNftRuleset(settings);
   if (what == "teardown") return renderNftTeardown();
+  if (what == "page") return squidErrorPages().at(arguments.at(2));
   if (what == "squid") {
     settings.runtimeDirectory = arguments.at(2);
     return renderSquidConf(settings, {.helper = arguments.at(3),
                                       .auditor = arguments.at(4),
                                       .certificate = arguments.at(5),
+                                      .errorPages = arguments.at(7),
                                       .accessLog = arguments.at(6)});
   }
   const auto address = Ipv4::parse(arguments.at(4)).value();
-  if (what == "add") return renderNftElementAdd(arguments.at(2), arguments.at(3), address);
+  if (what == "add")
+    return renderNftElementAdd(arguments.at(2), arguments.at(3), address, std::stoul(arguments.at(5)));
   return renderNftElementDelete(arguments.at(2), arguments.at(3), address);
 }
 

@@ -23,6 +23,7 @@ import threading
 
 GATEWAY = "10.213.0.1"
 PROXY, BROKER = 3128, 8081
+CONNECTIONS = 500  # what a machine may have, unless a test says otherwise
 SQUID_USER = "proxy"
 MACHINES = {"alpha": "10.213.0.11", "beta": "10.213.0.12", "gamma": "10.213.0.13", "nopolicy": "10.213.0.14"}
 STRANGER = "10.213.0.99"
@@ -319,7 +320,10 @@ class World:
     def load_nft(self):
         self.nft("nft")
         for name, address in MACHINES.items():
-            self.nft("add", port_name(name), mac(address), address)
+            self.limit(name)
+
+    def limit(self, machine, connections=CONNECTIONS):
+        self.nft("add", port_name(machine), mac(MACHINES[machine]), MACHINES[machine], connections)
 
     # The policies
 
@@ -341,8 +345,8 @@ class World:
                     "key-of-beta")
         self.policy("gamma", [])
 
-    def policy(self, machine, hosts, broker=None, key=None):
-        policy = {"agent": machine, "hosts": hosts} | ({"broker": broker} if broker else {})
+    def policy(self, machine, hosts, broker=None, key=None, rate=1000):
+        policy = {"agent": machine, "hosts": hosts, "requests_per_second": rate} | ({"broker": broker} if broker else {})
         self.write("policy", MACHINES[machine], json.dumps(policy))
         if key:
             self.write("keys", MACHINES[machine], key + "\n")
@@ -368,7 +372,11 @@ class World:
             reader = os.open(log, os.O_RDWR | os.O_CLOEXEC)
             threading.Thread(target=self._read_log, args=(os.fdopen(reader, "rb"),), daemon=True).start()
         configuration = self.directory / "squid.conf"
-        configuration.write_text(self.render("squid", self.directory, self.helper, self.auditor, certificate, log))
+        pages = self.directory / "pages"
+        pages.mkdir(exist_ok=True)
+        for page in ("ERR_AGENTMACHINE", "ERR_AGENTMACHINE_PRIVATE"):
+            (pages / page).write_text(self.render("page", page))
+        configuration.write_text(self.render("squid", self.directory, self.helper, self.auditor, certificate, log, pages))
         self.squid_errors = open(self.directory / "squid.log", "w+b")
         ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         ready.bind("\0agentmachine-proxy-test")

@@ -41,13 +41,25 @@ TEST(Nftables, ElementsAreCheckedAndDeletedIdempotently) {
   const Ipv4 address{0x0ad50002};
   const std::string element =
       "element bridge agentmachine agents { \"am-2\" . 02:00:0a:d5:00:02 . 10.213.0.2 }\n";
-  EXPECT_EQ(renderNftElementAdd("am-2", "02:00:0a:d5:00:02", address), "add " + element);
+  const std::string forget =
+      "add element inet agentmachine connections { 10.213.0.2 ct count over 1 }\n"
+      "delete element inet agentmachine connections { 10.213.0.2 }\n"
+      "add element inet agentmachine new_connections { 10.213.0.2 limit rate over 1/second }\n"
+      "delete element inet agentmachine new_connections { 10.213.0.2 }\n";
+  EXPECT_EQ(
+      renderNftElementAdd("am-2", "02:00:0a:d5:00:02", address, 20),
+      forget +
+          "add element inet agentmachine connections { 10.213.0.2 ct count over 20 }\n"
+          "add element inet agentmachine new_connections { 10.213.0.2 limit rate over 20/second burst 20 "
+          "packets }\n"
+          "add " +
+          element);
   EXPECT_EQ(renderNftElementDelete("am-2", "02:00:0a:d5:00:02", address),
-            "add " + element + "delete " + element);
+            "add " + element + "delete " + element + forget);
   for (const auto* interface : {"eth0", "", "am-0123456789abc", "am-\"; flush", "am-*"})
-    EXPECT_THROW(renderNftElementAdd(interface, "02:00:0a:d5:00:02", address), Error) << interface;
+    EXPECT_THROW(renderNftElementAdd(interface, "02:00:0a:d5:00:02", address, 20), Error) << interface;
   for (const auto* mac : {"", "02:00:0a:d5:00", "02:00:0a:d5:00:0g", "02:00:0a:d5:00:02 }"})
-    EXPECT_THROW(renderNftElementAdd("am-2", mac, address), Error) << mac;
+    EXPECT_THROW(renderNftElementAdd("am-2", mac, address, 20), Error) << mac;
 }
 
 TEST(SquidConf, TakesItsNamesFromTheSettings) {
@@ -57,10 +69,12 @@ TEST(SquidConf, TakesItsNamesFromTheSettings) {
   settings.privateHosts = {HostPattern::parse("*.lan.example.org:8443").value()};
   settings.parentProxies = {Url::parse("https://parent.example.org:3129").value()};
   const auto text = renderSquidConf(
-      settings, {.helper = "/opt/policy", .auditor = "/opt/audit", .certificate = "/run/c.pem"});
+      settings,
+      {.helper = "/opt/policy", .auditor = "/opt/audit", .certificate = "/run/c.pem", .errorPages = "/run/pages"});
   for (const auto* part :
        {"http_port 10.213.0.1:3128 ssl-bump tls-cert=/run/c.pem ", "http_port 10.213.0.1:8081 accel ",
         "tls_outgoing_options min-version=1.2 default-ca=off cafile=/etc/ca.pem\n",
+        "error_directory /run/pages\n",
         "acl private_name_1 dstdomain -n .lan.example.org\nacl private_port_1 port 8443\n",
         "/opt/policy broker /run/x/policy /run/x/keys\n",
         "logfile_daemon /opt/audit\naccess_log daemon:/run/x/policy:journal ",
@@ -72,7 +86,9 @@ TEST(SquidConf, TakesItsNamesFromTheSettings) {
 
 TEST(SquidConf, RefusesPathsThatItCannotHold) {
   for (const auto* path : {"", "/a b", "/a\nhttp_access allow all", "/a\"", "/a#b"})
-    EXPECT_THROW(renderSquidConf({}, {.helper = path, .auditor = "/a", .certificate = "/c"}), Error) << path;
+    EXPECT_THROW(
+        renderSquidConf({}, {.helper = path, .auditor = "/a", .certificate = "/c", .errorPages = "/p"}), Error)
+        << path;
 }
 
 }  // namespace

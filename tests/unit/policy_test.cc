@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "proxy/decide.h"
+#include "proxy/pace.h"
 #include "proxy/squid_helper.h"
 #include "util/error.h"
 
@@ -34,6 +35,7 @@ TEST(Policy, ReadsWhatItWrote) {
   EXPECT_EQ(parsePolicy(renderPolicy(policy)), policy);
   policy.broker->header = KeyHeader::bearer;
   policy.parent = url("http://parent.example.org:8080");
+  policy.requestsPerSecond = 7;
   EXPECT_EQ(parsePolicy(renderPolicy(policy)), policy);
   policy.broker.reset();
   policy.hosts.clear();
@@ -45,7 +47,9 @@ TEST(Policy, RefusesWhatItDoesNotKnow) {
        {"", "{", "[]", "{}", R"({"agent":"a"})", R"({"agent":"a","hosts":["10.0.0.1"]})",
         R"({"agent":"A B","hosts":[]})", R"({"agent":"a","hosts":[1]})",
         R"({"agent":"a","hosts":[],"broker":{"upstream":"https://x.org","key_header":"y"}})",
-        R"({"agent":"a","hosts":[],"broker":{"upstream":"x","key_header":"none"}})"})
+        R"({"agent":"a","hosts":[],"broker":{"upstream":"x","key_header":"none"}})",
+        R"({"agent":"a","hosts":[],"requests_per_second":0})",
+        R"({"agent":"a","hosts":[],"requests_per_second":"1"})"})
     EXPECT_THROW(parsePolicy(text), Error) << text;
 }
 
@@ -85,6 +89,166 @@ TEST(Policy, OwnProxyIsNoParent) {
     card.proxy = url(other);
     EXPECT_EQ(policyFor(card, {}).parent, url(other));
   }
+}
+
+TEST(Policy, HasTheCardsRate) {
+  Card card = cardOf(ApiProvider::ollama);
+  EXPECT_EQ(policyFor(card, {}).requestsPerSecond, 100u);
+  card.limits.requestsPerSecond = 3;
+  EXPECT_EQ(policyFor(card, {}).requestsPerSecond, 3u);
+}
+
+std::vector<std::string> texts(const std::vector<HostPattern>& hosts) {
+  std::vector<std::string> list;
+  for (const auto& host : hosts) list.push_back(host.str());
+  return list;
+}
+
+TEST(Hosts, ARuleCoversWhatIsNarrower) {
+  const auto check = [](const std::string& outer, const std::string& inner) {
+    return covers(pattern(outer), pattern(inner));
+  };
+  EXPECT_TRUE(check("x.org", "x.org"));
+  EXPECT_TRUE(check(".x.org:443,80", "a.x.org:80"));
+  EXPECT_TRUE(check(".x.org", ".a.x.org"));
+  EXPECT_TRUE(check("x.org:80", "GET x.org:80"));
+  EXPECT_TRUE(check("GET,HEAD x.org:80", "GET x.org:80"));
+  EXPECT_FALSE(check("x.org", ".x.org"));
+  EXPECT_FALSE(check("x.org:443", "x.org:80,443"));
+  EXPECT_FALSE(check("x.org", "a.x.org"));
+  EXPECT_FALSE(check(".x.org", "ax.org"));
+  EXPECT_FALSE(check("GET x.org:80", "x.org:80"));
+  EXPECT_FALSE(check("GET x.org:80", "GET,HEAD x.org:80"));
+}
+
+TEST(Hosts, AllowAddsWhatIsNotCovered) {
+  const auto hosts = policyWith({".x.org", "y.org"}).hosts;
+  EXPECT_EQ(withHost(hosts, pattern("a.x.org")), hosts);
+  EXPECT_EQ(texts(withHost(hosts, pattern("y.org:80"))),
+            (std::vector<std::string>{".x.org:443", "y.org:443", "y.org:80"}));
+}
+
+TEST(Hosts, DenyTakesAwayAndSaysWhatStillAllows) {
+  const auto left = [](const std::vector<std::string>& hosts, const std::string& denied) {
+    return texts(withoutHost(policyWith(hosts).hosts, pattern(denied)));
+  };
+  const auto refusal = [&](const std::vector<std::string>& hosts, const std::string& denied) -> std::string {
+    try {
+      left(hosts, denied);
+      return "none";
+    } catch (const Error& error) {
+      return error.what();
+    }
+  };
+  using Texts = std::vector<std::string>;
+  EXPECT_EQ(left({"x.org", "y.org"}, "x.org"), Texts{"y.org:443"});
+  EXPECT_EQ(left({"x.org:80,443"}, "x.org"), Texts{"x.org:80"});
+  EXPECT_EQ(left({"GET x.org:80", "x.org:80,443"}, "x.org:80"), Texts{"x.org:443"});
+  EXPECT_EQ(left({"GET x.org:80", "PUT x.org:80"}, "GET x.org:80"), Texts{"PUT x.org:80"});
+  EXPECT_EQ(left({"y.org"}, "x.org"), Texts{"y.org:443"});
+  EXPECT_EQ(left({".x.org:443", "x.org:80"}, "x.org:80"), Texts{".x.org:443"});
+  EXPECT_EQ(refusal({"a.x.org", ".x.org"}, "a.x.org"),
+            "\".x.org:443\" still allows some of \"a.x.org:443\": deny that rule, and allow again what of it "
+            "should stay");
+  EXPECT_NE(refusal({".x.org"}, "x.org"), "none");
+  EXPECT_NE(refusal({".x.org", "a.x.org"}, ".x.org"), "none");
+  EXPECT_NE(refusal({"x.org:80"}, "GET x.org:80"), "none");
+}
+
+TEST(Policy, IsTighterIfSomethingIsGone) {
+  const auto tighter = [](const std::vector<std::string>& before, const std::vector<std::string>& now) {
+    return isTighter(policyWith(now), policyWith(before));
+  };
+  EXPECT_FALSE(tighter({"x.org", ".y.org"}, {"x.org", ".y.org"}));
+  EXPECT_FALSE(tighter({"x.org"}, {".x.org", "z.org"}));
+  EXPECT_FALSE(tighter({"x.org:80,443"}, {"x.org:80", "x.org:443"}));
+  EXPECT_TRUE(tighter({"x.org", "y.org"}, {"x.org"}));
+  EXPECT_TRUE(tighter({".x.org"}, {"x.org"}));
+  EXPECT_TRUE(tighter({"x.org:80"}, {"GET x.org:80"}));
+  EXPECT_TRUE(tighter({"x.org:80,443"}, {"x.org"}));
+  Policy policy = policyWith({"x.org"}), through = policy;
+  through.parent = url("http://parent.example.org:8080");
+  EXPECT_TRUE(isTighter(through, policy));
+}
+
+TEST(Why, JudgesAUrlAsTheProxyDoes) {
+  const Policy policy = policyWith({"a.example.org", "GET b.example.org:80"});
+  const auto reason = [&](const std::string& text, const std::string& method = "GET") -> std::string {
+    const auto request = requestFor(text, method, {});
+    return request ? std::string(decide(policy, *request).reason) : "no URL";
+  };
+  EXPECT_EQ(reason("https://a.example.org/x?y#z"), "listed");
+  EXPECT_EQ(reason("HTTPS://user:pw@A.example.org:443"), "listed");
+  EXPECT_EQ(reason("https://a.example.org:8443/"), "port-not-listed");
+  EXPECT_EQ(reason("http://a.example.org/"), "port-not-listed");
+  EXPECT_EQ(reason("http://b.example.org"), "listed");
+  EXPECT_EQ(reason("http://b.example.org?x"), "listed");
+  EXPECT_EQ(reason("http://b.example.org", "POST"), "method-not-listed");
+  EXPECT_EQ(reason("https://c.example.org"), "host-not-listed");
+  for (const auto* address :
+       {"https://[::1]/", "https://[::1]:443/", "https://127.0.0.1", "https://a.example.org./", "https://"})
+    EXPECT_EQ(reason(address), "not-a-host-name") << address;
+  EXPECT_EQ(reason("http://10.213.0.1:8081/messages", "POST"), "provider");
+  EXPECT_EQ(reason("http://10.213.0.1:8081/../x", "POST"), "path-not-allowed");
+  for (const auto* text : {"", "a.example.org", "ftp://a.example.org", "://"})
+    EXPECT_EQ(reason(text), "no URL") << text;
+}
+
+TEST(Advice, SaysWhatTheCardWouldNeed) {
+  const Policy policy = policyWith({"GET a.example.org:80"});
+  const auto say = [&](std::string_view method, std::string_view host, std::string_view port) {
+    return advice(decideRequest(policy, method, "http", host, port), policy, method, host, port);
+  };
+  EXPECT_EQ(say("GET", "a.example.org", "80"), "");
+  EXPECT_EQ(say("GET", "b.example.org", "80"),
+            "The card of alpha does not list b.example.org: its allowed_hosts would need b.example.org:80.");
+  EXPECT_EQ(say("GET", "a.example.org", "81"),
+            "The card of alpha lists GET a.example.org:80, but not port 81: its allowed_hosts would need "
+            "a.example.org:81.");
+  EXPECT_EQ(say("PUT", "a.example.org", "80"),
+            "The card of alpha lists GET a.example.org:80, but not the method PUT: its allowed_hosts would "
+            "need PUT "
+            "a.example.org:80.");
+  EXPECT_EQ(say("GET", "<script>\"\r\n\xff", "80").find_first_of("<>\"\r\n\xff"), std::string::npos);
+  // Every reason that a refusal can have has words.
+  for (const auto* reason :
+       {"scheme-not-allowed", "too-many-requests", "no-server-name", "other-server-name", "no-provider",
+        "provider-behind-parent", "method-not-allowed", "key-without-tls", "path-not-allowed"})
+    EXPECT_NE(advice({.reason = reason}, policy, "", "", ""), "") << reason;
+}
+
+using std::chrono::milliseconds;
+
+TEST(Pace, ASecondsWorthAtOnceAndThenOneByOne) {
+  Pace pace;
+  const PaceTime start{std::chrono::hours(1)};
+  pace.setRate("a", 4);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(pace.next("a", start).at, start);
+  for (int i = 1; i <= 4; ++i) {
+    const auto turn = pace.next("a", start);
+    EXPECT_FALSE(turn.refused);
+    EXPECT_EQ(turn.at, start + i * milliseconds(250));
+  }
+  const auto late = pace.next("a", start);
+  EXPECT_TRUE(late.refused);
+  EXPECT_EQ(late.at, start + Pace::longestWait);
+  // A refused one took no token.
+  EXPECT_EQ(pace.next("a", start + milliseconds(250)).at, start + milliseconds(1250));
+  EXPECT_EQ(pace.next("b", start).at, start);
+}
+
+TEST(Pace, FillsUpAndForgets) {
+  Pace pace;
+  const PaceTime start{std::chrono::hours(1)};
+  pace.setRate("a", 1);
+  EXPECT_EQ(pace.next("a", start).at, start);
+  EXPECT_EQ(pace.next("a", start).at, start + milliseconds(1000));
+  EXPECT_TRUE(pace.next("a", start).refused);
+  pace.forgetIdle(start + milliseconds(2500));
+  EXPECT_EQ(pace.sources(), 1u);
+  EXPECT_EQ(pace.next("a", start + milliseconds(3500)).at, start + milliseconds(3500));
+  pace.forgetIdle(start + milliseconds(6000));
+  EXPECT_EQ(pace.sources(), 0u);
 }
 
 TEST(Request, ListedHostsAndPortsOnly) {
