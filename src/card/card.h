@@ -27,12 +27,12 @@ struct ResourceLimits {
   std::optional<std::uint64_t> cpuQuotaPercent{};  ///< of one CPU
   std::uint64_t maxProcesses = 50;
   std::uint64_t maxOpenFiles = 1024;
-  std::uint64_t ioWeight = 100;                      ///< 1 to 10000, relative to everyone else's 100
-  std::optional<std::uint64_t> diskMb{};             ///< MiB of the workspace
-  std::optional<std::uint64_t> tmpMb{};              ///< MiB of /tmp; absent: a quarter of the memory
-  std::optional<std::uint64_t> networkMbit{};        ///< 10^6 bits a second, each way
-  std::uint64_t maxConnections = 128;                ///< to proxy and broker together, at once
-  std::uint64_t requestsPerSecond = 100;             ///< judged by the proxy; more have to wait
+  std::uint64_t ioWeight = 100;                ///< 1 to 10000, relative to everyone else's 100
+  std::optional<std::uint64_t> diskMb{};       ///< MiB of the workspace
+  std::optional<std::uint64_t> tmpMb{};        ///< MiB of /tmp; absent: a quarter of the memory
+  std::optional<std::uint64_t> networkMbit{};  ///< 10^6 bits a second, each way
+  std::uint64_t maxConnections = 128;          ///< to proxy and broker together, at once
+  std::uint64_t requestsPerSecond = 100;       ///< judged by the proxy; more have to wait
   bool operator==(const ResourceLimits&) const = default;
 };
 

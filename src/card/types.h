@@ -65,8 +65,8 @@ class MachineName {
   std::string name_;
 };
 
-/// A line of `allowed_hosts`: "x.org", "x.org:80,8080", ".x.org" or "*.x.org" (the last two are the same), and
-/// "GET,HEAD x.org:80". Upper case is taken as lower. Names of one label are refused: a whole top-level
+/// A line of `allowed_hosts`: "x.org", "x.org:80,8080", ".x.org" or "*.x.org" (the last two are the same),
+/// and "GET,HEAD x.org:80". Upper case is taken as lower. Names of one label are refused: a whole top-level
 /// domain, or a name that only a search list of the host would complete.
 struct HostPattern {
   HostName name;

@@ -41,8 +41,9 @@ struct Settings {
       proxyCaFile;                 ///< PEM; absent: the system's. For checking providers' certificates
   std::vector<Url> parentProxies;  ///< what a card's `proxy` may name besides ours
   std::vector<HostPattern>
-      privateHosts;                    ///< names that may resolve to private addresses, e.g. a local ollama
-  bool allowSettingsOverride = false;  ///< tolerate an /etc/systemd/nspawn file that replaces ours
+      privateHosts;  ///< names that may resolve to private addresses, e.g. a local ollama
+  std::vector<HeaderName> apiKeyHeaders;  ///< in which providers may expect keys, besides the usual ones
+  bool allowSettingsOverride = false;     ///< tolerate an /etc/systemd/nspawn file that replaces ours
 };
 
 /// Reads settings from TOML; `source` names the file in messages. Throws Error that lists every problem.

@@ -89,6 +89,9 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .set("Bind", paths.workspace + ":/workspace")
       .set("TemporaryFileSystem", "/tmp:mode=1777,size=25%,nosuid,nodev")
       .set("TemporaryFileSystem", "/home/agent:mode=1777,size=10%,nosuid,nodev");
+  if (card.apiKeyDelivery == KeyDelivery::credential)
+    file.set("BindReadOnly", std::format("{}:{}:idmap", paths.agentKey.substr(0, paths.agentKey.rfind('/')),
+                                         agentKeyDirectory));
   file.section("Network")
       .set("Private", "yes")
       .set("VirtualEthernet", "no")

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "card/card.h"
+#include "plan/policy.h"
 #include "util/error.h"
 #include "util/text.h"
 
@@ -61,7 +62,6 @@ negative_dns_ttl 5 seconds
 )";
 
 constexpr std::string_view rules = R"(
-acl broker_port myportname broker
 acl too_many maxconn 128
 acl first_step at_step SslBump1
 acl second_step at_step SslBump2
@@ -110,18 +110,12 @@ url_rewrite_access deny all
 url_rewrite_extras "%note{upstream}"
 adapted_http_access deny broker_port not_provider
 adapted_http_access deny broker_port broker_inside
+adapted_http_access deny broker_port unaddable
 adapted_http_access allow all
 
-# Whatever key the machine sent is taken out; the card's goes in.
-acl wants_x_api_key note key_header x-api-key
-acl wants_bearer note key_header bearer
-request_header_access X-Api-Key deny broker_port
-request_header_access Authorization deny broker_port
 request_header_access Cookie deny broker_port
 request_header_access Cache-Control deny broker_port
 request_header_access Surrogate-Capability deny broker_port
-request_header_add X-Api-Key "%note{api_key}" wants_x_api_key
-request_header_add Authorization "Bearer %note{api_key}" wants_bearer
 reply_header_access X-Cache deny all
 reply_header_access X-Cache-Lookup deny all
 reply_header_access Cache-Status deny all
@@ -178,6 +172,46 @@ std::string helpers(const Settings& settings, const SquidPaths& paths) {
          "on-persistent-overload=ERR\n";
 }
 
+/// A name as it is, and with underscores for hyphens in every combination: many servers take one for the
+/// other, and some let the later of two such headers win. Only the first four hyphens of a name vary.
+std::vector<std::string> spellings(const std::string& name) {
+  std::vector<std::size_t> hyphens;
+  for (std::size_t at = 0; at < name.size() && hyphens.size() < 4; ++at)
+    if (name[at] == '-') hyphens.push_back(at);
+  std::vector<std::string> all;
+  for (unsigned chosen = 0; chosen < 1U << hyphens.size(); ++chosen) {
+    all.push_back(name);
+    for (std::size_t n = 0; n < hyphens.size(); ++n)
+      if (chosen >> n & 1) all.back()[hyphens[n]] = '_';
+  }
+  return all;
+}
+
+/// Whatever key the machine sent is taken out; the card's goes in.
+std::string keys(const Settings& settings) {
+  const auto headers = keyHeaders(settings);
+  std::vector<std::string> names;
+  for (const auto& header : headers) names.push_back(header.str());
+  std::string text =
+      "# Set up by a card that knows more headers than this configuration: refused, for its key can't go "
+      "in.\n"
+      "acl has_key note key_header\n"
+      "acl because_header annotate_transaction decision=deny reason=header-not-in-proxy\n"
+      "acl addable note key_header " +
+      join(names, " ") + "\nacl unaddable all-of has_key !addable because_header\n";
+  int number = 0;
+  for (const auto& name : names) {
+    ++number;
+    for (const auto& spelling : spellings(name))
+      text += std::format("request_header_access {} deny broker_port\n", spelling);
+    text += std::format(
+        "acl key_header_{0} note key_header {1}\nrequest_header_add {1} \"{2}%note{{api_key}}\" "
+        "key_header_{0}\n",
+        number, name, name == "authorization" ? "Bearer " : "");
+  }
+  return text;
+}
+
 std::string portsOf(const HostPattern& host) {
   std::vector<std::string> numbers;
   for (const auto port : host.ports) numbers.push_back(std::to_string(port));
@@ -230,8 +264,9 @@ std::string renderSquidConf(const Settings& settings, const SquidPaths& paths) {
                      gateway, settings.brokerPort) +
          "tls_outgoing_options min-version=1.2" +
          (settings.proxyCaFile ? " default-ca=off cafile=" + plain(*settings.proxyCaFile) : "") + "\n" +
-         std::string(fixed) + helpers(settings, paths) + privateHosts(settings) + std::string(rules) +
-         parents(settings) + logs(paths);
+         std::string(fixed) + helpers(settings, paths) + privateHosts(settings) +
+         "acl broker_port myportname broker\n" + keys(settings) + std::string(rules) + parents(settings) +
+         logs(paths);
 }
 
 }  // namespace agentmachine

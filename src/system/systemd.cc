@@ -53,6 +53,22 @@ int majorVersion(const std::string& version) {
   return major;
 }
 
+/// Starts a transient unit, unless there is one of that name.
+void ensureTransient(sdbus::IConnection& bus, const std::string& unit,
+                     const std::vector<TransientProperty>& properties) {
+  try {
+    sdbus::ObjectPath job;
+    manager(bus)
+        ->callMethod("StartTransientUnit")
+        .onInterface(managerInterface)
+        .withArguments(unit, "fail", properties, std::vector<AuxiliaryUnit>{})
+        .storeResultsTo(job);
+  } catch (const sdbus::Error& cause) {
+    if (cause.getName() != "org.freedesktop.systemd1.UnitExists")
+      throw Error("start " + unit + ": " + cause.getMessage());
+  }
+}
+
 }  // namespace
 
 Systemd::Systemd()
@@ -161,19 +177,17 @@ std::chrono::microseconds Systemd::ensureTimer(const std::string& timer, const s
       {"RemainAfterElapse", sdbus::Variant(false)},
       {"StopWhenUnneeded", sdbus::Variant(true)},
   };
-  try {
-    sdbus::ObjectPath job;
-    manager(*bus_)
-        ->callMethod("StartTransientUnit")
-        .onInterface(managerInterface)
-        .withArguments(timer, "fail", properties, std::vector<AuxiliaryUnit>{})
-        .storeResultsTo(job);
-  } catch (const sdbus::Error& cause) {
-    // An automatic restart finds the timer of the first start running: that one counts.
-    if (cause.getName() != "org.freedesktop.systemd1.UnitExists")
-      throw Error("start " + timer + ": " + cause.getMessage());
-  }
+  // An automatic restart finds the timer of the first start running: that one counts.
+  ensureTransient(*bus_, timer, properties);
   return deadline;
+}
+
+void Systemd::ensureWatch(const std::string& path, const std::string& description, const std::string& file) {
+  using Watch = sdbus::Struct<std::string, std::string>;
+  ensureTransient(*bus_, path,
+                  {{"Description", sdbus::Variant(description)},
+                   {"Paths", sdbus::Variant(std::vector<Watch>{{"PathChanged", file}})},
+                   {"StopWhenUnneeded", sdbus::Variant(true)}});
 }
 
 }  // namespace agentmachine

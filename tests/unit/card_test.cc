@@ -241,7 +241,8 @@ TEST(Types, HostPatterns) {
 
 TEST(Types, HeaderNames) {
   EXPECT_EQ(HeaderName::parse("X-Api-Key").value().str(), "x-api-key");
-  for (std::string_view text : {"", "-x", "1x", "x_y", "x y", "x:", "Host", "content-length", "Proxy-Authorization"})
+  for (std::string_view text :
+       {"", "-x", "1x", "x_y", "x y", "x:", "Host", "content-length", "Proxy-Authorization"})
     EXPECT_FALSE(HeaderName::parse(text)) << text;
 }
 
