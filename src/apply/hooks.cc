@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <format>
 
+#include <spdlog/spdlog.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 
@@ -100,8 +101,8 @@ void prepareMachine(const Settings& settings, const Machine& machine, Systemd& s
   applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, group}}}, systemd);
   // Watched first, read then: no change falls between the two.
   if (machine.card.apiKeyFile)
-    systemd.ensureWatch(paths.keyWatch, "API key of agent " + machine.card.id.str(),
-                        machine.card.apiKeyFile->str());
+    systemd.startWatch(paths.keyWatch, "API key of agent " + machine.card.id.str(),
+                       machine.card.apiKeyFile->str());
   {
     const auto lock = lockKey(settings, machine);
     deliverKey(machine, paths, group);
@@ -135,6 +136,15 @@ void releaseMachine(const Settings& settings, const Machine& machine, const std:
   writeEndRecord(
       paths.runtime,
       {.at = now(), .expired = consumeExpiredMark(paths.runtime), .result = result, .status = status});
+  if (!machine.card.apiKeyFile) return;
+  // Last, and not at all costs: while the host goes down there may be no bus any more, and a watch that is
+  // left finds no running machine to deliver to. Not by Wants= and StopWhenUnneeded=: a failed unit keeps
+  // what it wants loaded, and its next start would watch the file of the last card.
+  try {
+    Systemd().stop(paths.keyWatch);
+  } catch (const Error& cause) {
+    spdlog::warn("{}", cause.what());
+  }
 }
 
 void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd) {

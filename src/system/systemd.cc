@@ -53,20 +53,15 @@ int majorVersion(const std::string& version) {
   return major;
 }
 
-/// Starts a transient unit, unless there is one of that name.
-void ensureTransient(sdbus::IConnection& bus, const std::string& unit,
-                     const std::vector<TransientProperty>& properties) {
-  try {
-    sdbus::ObjectPath job;
-    manager(bus)
-        ->callMethod("StartTransientUnit")
-        .onInterface(managerInterface)
-        .withArguments(unit, "fail", properties, std::vector<AuxiliaryUnit>{})
-        .storeResultsTo(job);
-  } catch (const sdbus::Error& cause) {
-    if (cause.getName() != "org.freedesktop.systemd1.UnitExists")
-      throw Error("start " + unit + ": " + cause.getMessage());
-  }
+/// Throws sdbus::Error, for callers who know more of it.
+void startTransient(sdbus::IConnection& bus, const std::string& unit,
+                    const std::vector<TransientProperty>& properties) {
+  sdbus::ObjectPath job;
+  manager(bus)
+      ->callMethod("StartTransientUnit")
+      .onInterface(managerInterface)
+      .withArguments(unit, "fail", properties, std::vector<AuxiliaryUnit>{})
+      .storeResultsTo(job);
 }
 
 }  // namespace
@@ -177,17 +172,26 @@ std::chrono::microseconds Systemd::ensureTimer(const std::string& timer, const s
       {"RemainAfterElapse", sdbus::Variant(false)},
       {"StopWhenUnneeded", sdbus::Variant(true)},
   };
-  // An automatic restart finds the timer of the first start running: that one counts.
-  ensureTransient(*bus_, timer, properties);
+  try {
+    startTransient(*bus_, timer, properties);
+  } catch (const sdbus::Error& cause) {
+    // An automatic restart finds the timer of the first start running: that one counts.
+    if (cause.getName() != "org.freedesktop.systemd1.UnitExists")
+      throw Error("start " + timer + ": " + cause.getMessage());
+  }
   return deadline;
 }
 
-void Systemd::ensureWatch(const std::string& path, const std::string& description, const std::string& file) {
+void Systemd::startWatch(const std::string& path, const std::string& description, const std::string& file) {
+  // One that was left by a run whose end was cut short may watch another file. Once stopped it is forgotten:
+  // nothing refers to it.
+  stop(path);
   using Watch = sdbus::Struct<std::string, std::string>;
-  ensureTransient(*bus_, path,
-                  {{"Description", sdbus::Variant(description)},
-                   {"Paths", sdbus::Variant(std::vector<Watch>{{"PathChanged", file}})},
-                   {"StopWhenUnneeded", sdbus::Variant(true)}});
+  translated("start " + path, [&] {
+    startTransient(*bus_, path,
+                   {{"Description", sdbus::Variant(description)},
+                    {"Paths", sdbus::Variant(std::vector<Watch>{{"PathChanged", file}})}});
+  });
 }
 
 }  // namespace agentmachine

@@ -49,9 +49,9 @@ class Systemd {
                                         std::chrono::seconds after);
 
   /// Makes a transient path unit that starts the service of its name whenever `file` was closed after
-  /// writing, replaced, removed or made, and goes when nothing wants it any more. Does nothing if there is
-  /// one.
-  void ensureWatch(const std::string& path, const std::string& description, const std::string& file);
+  /// writing, replaced, removed or made. It ends when it is stopped; one of that name that is there is
+  /// replaced.
+  void startWatch(const std::string& path, const std::string& description, const std::string& file);
 
   /// For the other classes of system/ that talk to the same bus.
   [[nodiscard]] sdbus::IConnection& bus() { return *bus_; }
