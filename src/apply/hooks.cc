@@ -1,12 +1,14 @@
 #include "apply/hooks.h"
 
-#include <algorithm>
 #include <filesystem>
 #include <format>
 
+#include <spdlog/spdlog.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 
 #include "apply/apply.h"
+#include "system/api_key.h"
 #include "system/host.h"
 #include "system/idmap.h"
 #include "system/machined.h"
@@ -14,13 +16,11 @@
 #include "system/run_record.h"
 #include "util/error.h"
 #include "util/file.h"
-#include "util/text.h"
+#include "util/lock.h"
 
 namespace agentmachine {
 
 namespace {
-
-constexpr std::size_t maxKeyBytes = 65536;
 
 std::chrono::sys_seconds now() {
   return std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
@@ -48,21 +48,43 @@ void checkGuards(const Settings& settings, const Machine& machine, Systemd& syst
     throw Error("the filtering proxy is not running: systemctl status agentmachine-proxy");
 }
 
-/// One line, without the line's end: what a header can carry.
-std::string readKey(const std::string& path) {
-  auto key = inContext("api_key_file", [&] { return trim(readFile(path, maxKeyBytes)); });
-  if (key.empty()) throw Error("api_key_file " + path + ": is empty");
-  if (std::ranges::any_of(key, [](unsigned char c) { return c <= 0x20 || c >= 0x7f; }))
-    throw Error("api_key_file " + path +
-                ": must hold one key, printable ASCII without spaces, and nothing else");
-  return key;
+/// Held while a machine's key is delivered or taken back, so that a key that changes just then can't outlive
+/// the run.
+FileLock lockKey(const Settings& settings, const Machine& machine) {
+  return FileLock(settings.runtimeDirectory + "/lock/key-" + machine.name().str());
 }
 
-void deliverKey(const Settings& settings, const Machine& machine, const MachinePaths& paths, Systemd& systemd,
-                gid_t proxyGroup) {
-  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, proxyGroup}}}, systemd);
-  if (!machine.card.apiKeyFile) return removeFile(paths.key);
-  writeFileAtomically(paths.key, readKey(machine.card.apiKeyFile->str()), 0440, FileOwner{0, proxyGroup});
+void takeKeyBack(const MachinePaths& paths) {
+  removeFile(paths.key);
+  removeFile(paths.agentKey);
+}
+
+/// To the broker or to the agent, as the card says. Without a good key there is none afterwards: who removes
+/// or empties a key file wants it to be used no more, and an old one that goes on working would hide the
+/// fault until the next start.
+void deliverKey(const Machine& machine, const MachinePaths& paths, gid_t proxyGroup) {
+  try {
+    if (!machine.card.apiKeyFile) return takeKeyBack(paths);
+    const auto key = readApiKey(*machine.card.apiKeyFile);
+    if (machine.card.apiKeyDelivery == KeyDelivery::broker) {
+      writeFileAtomically(paths.key, key, 0440, FileOwner{0, proxyGroup});
+      removeFile(paths.agentKey);
+    } else {
+      writeFileAtomically(paths.agentKey, key, 0400, FileOwner{agentUid, agentUid});
+      removeFile(paths.key);
+    }
+  } catch (...) {
+    takeKeyBack(paths);
+    throw;
+  }
+}
+
+/// What tells one state of a file from another, without reading it.
+std::string stateOf(const std::string& path) {
+  struct stat st{};
+  if (stat(path.c_str(), &st) < 0) return "absent";
+  return std::format("{}:{}:{}:{}.{}:{}.{}", st.st_dev, st.st_ino, st.st_size, st.st_mtim.tv_sec,
+                     st.st_mtim.tv_nsec, st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
 }
 
 }  // namespace
@@ -72,10 +94,19 @@ void prepareMachine(const Settings& settings, const Machine& machine, Systemd& s
   checkGuards(settings, machine, systemd);
   const uid_t agent = machine.allocation.uidBase + agentUid;
   mountMapped(machine.card.workspace.str(), paths.workspace, {agent, agent});
-  deliverKey(settings, machine, paths, systemd, proxyGroup(settings));
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
   removeEndRecord(paths.runtime);
   (void)consumeExpiredMark(paths.runtime);
+  const gid_t group = proxyGroup(settings);
+  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, group}}}, systemd);
+  // Watched first, read then: no change falls between the two.
+  if (machine.card.apiKeyFile)
+    systemd.startWatch(paths.keyWatch, "API key of agent " + machine.card.id.str(),
+                       machine.card.apiKeyFile->str());
+  {
+    const auto lock = lockKey(settings, machine);
+    deliverKey(machine, paths, group);
+  }
   RunRecord record{.since = now(), .ttlDeadline = {}, .leader = 0};
   if (machine.card.ttl.count() > 0)
     record.ttlDeadline =
@@ -95,13 +126,49 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
 void releaseMachine(const Settings& settings, const Machine& machine, const std::string& result,
                     const std::string& status) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  removeFile(paths.key);
+  {
+    const auto lock = lockKey(settings, machine);
+    takeKeyBack(paths);
+  }
   removeFile(paths.credentials + "/server-password");
   unmountMapped(paths.workspace);
   detachMachine(settings, machine.allocation.address);
   writeEndRecord(
       paths.runtime,
       {.at = now(), .expired = consumeExpiredMark(paths.runtime), .result = result, .status = status});
+  if (!machine.card.apiKeyFile) return;
+  // Last, and not at all costs: while the host goes down there may be no bus any more, and a watch that is
+  // left finds no running machine to deliver to. Not by Wants= and StopWhenUnneeded=: a failed unit keeps
+  // what it wants loaded, and its next start would watch the file of the last card.
+  try {
+    Systemd().stop(paths.keyWatch);
+  } catch (const Error& cause) {
+    spdlog::warn("{}", cause.what());
+  }
+}
+
+void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  const auto lock = lockKey(settings, machine);
+  // Within the lock: a machine that ends after this takes the key back when we are done.
+  const auto units = systemd.listUnits(machine.name().unit());
+  const bool runs = !units.empty() && (units[0].active == "active" || units[0].active == "activating") &&
+                    !units[0].sub.starts_with("auto-restart");
+  if (!runs || !machine.card.apiKeyFile) return;
+  const std::string file = machine.card.apiKeyFile->str();
+  // systemd doesn't watch while this runs, so a change meanwhile is looked for here.
+  for (std::string state;;) {
+    state = stateOf(file);
+    try {
+      deliverKey(machine, paths, proxyGroup(settings));
+    } catch (const Error& cause) {
+      if (state == stateOf(file))
+        throw Error(std::string(cause.what()) + "; agent " + machine.card.id.str() +
+                    " has no key until the file is good again");
+      continue;
+    }
+    if (state == stateOf(file)) return;
+  }
 }
 
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {

@@ -19,6 +19,10 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
 void releaseMachine(const Settings& settings, const Machine& machine, const std::string& result,
                     const std::string& status);
 
+/// Of agentmachine-key@.service, which is started when the key file changes: delivers the key again if the
+/// machine runs. Throws Error if the key is bad: then the machine has none.
+void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd);
+
 /// Of agentmachine-expire@.service, which the TTL's timer starts: stops the machine and notes why.
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
 

@@ -202,8 +202,9 @@ Wrong EnvironmentNameRule::check(std::string_view text) {
   if (text.size() > 256) return "is longer than 256 characters: shorten it";
   // What the machine sets itself; a card's value would cut the agent off or point it past the proxy.
   constexpr auto ours = std::to_array<std::string_view>(
-      {"AGENT_ID", "HOME", "LOGNAME", "NODE_EXTRA_CA_CERTS", "NODE_TLS_REJECT_UNAUTHORIZED", "NOTIFY_SOCKET",
-       "OLDPWD", "PATH", "PWD", "SHELL", "TMPDIR", "USER", "container", "container_uuid"});
+      {"AGENT_API_KEY_FILE", "AGENT_ID", "HOME", "LOGNAME", "NODE_EXTRA_CA_CERTS",
+       "NODE_TLS_REJECT_UNAUTHORIZED", "NOTIFY_SOCKET", "OLDPWD", "PATH", "PWD", "SHELL", "TMPDIR", "USER",
+       "container", "container_uuid"});
   constexpr auto ourPrefixes = std::to_array<std::string_view>({"LISTEN_", "OPENCODE_", "SSL_CERT_", "XDG_"});
   // What makes the loader, the shell, node or git run other code than the image's.
   constexpr auto code =

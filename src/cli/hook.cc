@@ -56,6 +56,11 @@ void addHookCommand(CLI::App& app) {
                    Systemd systemd;
                    expireMachine(settings, machine, systemd);
                  });
+  addMachineHook(*hook, "key", "of agentmachine-key@.service",
+                 [](const Settings& settings, const Machine& machine) {
+                   Systemd systemd;
+                   renewKey(settings, machine, systemd);
+                 });
   hook->add_subcommand("render", "of agentmachine-render.service, at boot")->callback([] {
     Systemd systemd;
     renderAll(readSettings(), systemd);

@@ -58,6 +58,8 @@ MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 addr
           .workspace = settings.runtimeDirectory + "/workspaces/" + name.str(),
           .policy = settings.runtimeDirectory + "/policy/" + address.str(),
           .key = settings.runtimeDirectory + "/keys/" + address.str(),
+          .agentKey = runtime + "/agent/api-key",
+          .keyWatch = "agentmachine-key@" + id.str() + ".path",
           .ttlTimer = "agentmachine-expire@" + id.str() + ".timer"};
 }
 

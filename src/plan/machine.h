@@ -31,6 +31,11 @@ constexpr std::uint32_t uidRangeSize = 65536;
 /// Where opencode's server listens, on the machine's own loopback.
 constexpr std::uint16_t serverPort = 4096;
 
+/// Where the agent finds its API key inside, with `api_key_delivery` "credential": a directory, so that a key
+/// that was replaced is seen.
+constexpr std::string_view agentKeyDirectory = "/run/agentmachine/agent";
+constexpr std::string_view agentKeyFile = "/run/agentmachine/agent/api-key";
+
 /// Host side of the machine's veth: "am-" and the address's place in the bridge's network, so that it is
 /// unique, known before the start, and fits IFNAMSIZ (15 characters).
 std::string hostInterface(const Settings& settings, Ipv4 address);
@@ -48,9 +53,12 @@ struct MachinePaths {
   std::string opencode;     ///< opencode.json, bound over the image's
   std::string credentials;  ///< directory bound into the machine for its PID 1 alone
   std::string
-      workspace;         ///< mount point of the workspace as the agent's own; in no directory that is removed
-  std::string policy;    ///< what the proxy lets this address do
-  std::string key;       ///< the API key as delivered to the broker; only while the machine runs
+      workspace;       ///< mount point of the workspace as the agent's own; in no directory that is removed
+  std::string policy;  ///< what the proxy lets this address do
+  std::string key;     ///< the API key as delivered to the broker; only while the machine runs
+  std::string
+      agentKey;  ///< the same, delivered to the agent; the directory it is in is bound into the machine
+  std::string keyWatch;  ///< transient path unit, while the machine runs; starts the service of its name
   std::string ttlTimer;  ///< transient, of the same name as the service it starts
 };
 MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 address);

@@ -4,6 +4,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "plan/policy.h"
+
 namespace agentmachine {
 
 namespace {
@@ -11,6 +13,20 @@ namespace {
 /// The provider's name in opencode's configuration.
 std::string providerKey(ApiProvider provider) {
   return std::string(toString(provider));
+}
+
+nlohmann::ordered_json providerOptions(const Card& card, const Settings& settings) {
+  if (card.apiKeyDelivery == KeyDelivery::broker)
+    // The broker puts the provider's own path, as "/v1", in front. opencode wants a key; the broker strips
+    // this one and adds the real one.
+    return {{"baseURL", std::format("http://{}:{}", settings.gateway.str(), settings.brokerPort)},
+            {"apiKey", "added-by-the-broker"}};
+  // opencode puts the file's content in the place of "{file:…}".
+  const auto key = std::format("{{file:{}}}", agentKeyFile);
+  nlohmann::ordered_json options = {{"baseURL", providerUrl(card).value().str()}, {"apiKey", key}};
+  if (const auto& header = card.apiKeyHeader)
+    options["headers"][header->str()] = (header->str() == "authorization" ? "Bearer " : "") + key;
+  return options;
 }
 
 }  // namespace
@@ -24,13 +40,7 @@ std::string opencodeModel(const Card& card) {
 std::string renderOpencodeConfig(const Card& card, const Settings& settings) {
   const std::string provider = providerKey(card.apiProvider);
   const std::string model = opencodeModel(card);
-  nlohmann::ordered_json entry = {
-      // The broker puts the provider's own path, as "/v1", in front.
-      {"options",
-       {{"baseURL", std::format("http://{}:{}", settings.gateway.str(), settings.brokerPort)},
-        // opencode wants a key; the broker strips this one and adds the real one.
-        {"apiKey", "added-by-the-broker"}}},
-  };
+  nlohmann::ordered_json entry = {{"options", providerOptions(card, settings)}};
   if (card.apiProvider == ApiProvider::ollama || card.apiProvider == ApiProvider::custom) {
     // opencode knows nothing of these, so it is told which of its clients to use.
     entry["npm"] = "@ai-sdk/openai-compatible";
@@ -84,6 +94,8 @@ std::vector<std::pair<std::string, std::string>> machineEnvironment(const Card& 
       {"XDG_DATA_HOME", "/workspace/.agentmachine/data"},
       {"XDG_STATE_HOME", "/workspace/.agentmachine/state"},
   };
+  if (card.apiKeyDelivery == KeyDelivery::credential)
+    environment.emplace_back("AGENT_API_KEY_FILE", agentKeyFile);
   // Each of these stops one request that opencode would make on its own.
   for (const char* quiet : {"AUTOUPDATE", "MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS", "SHARE",
                             "EXTERNAL_SKILLS", "CLAUDE_CODE", "TERMINAL_TITLE"})

@@ -101,6 +101,38 @@ void checkProxy(const Card& card, const Settings& settings) {
         card.proxy->str()));
 }
 
+/// A key that would not reach its provider, or would travel in the clear, is refused here rather than at the
+/// agent's first request.
+void checkKey(const Card& card, const Settings& settings) {
+  if (!card.apiKeyFile) return;
+  const auto url = providerUrl(card).value();
+  if (!url.tls && !isOwnOllama(url))
+    throw Error(
+        std::format("api_base_url {}: a key is sent by https:// alone; write that, or leave "
+                    "`api_key_file` out",
+                    url.str()));
+  if (card.apiKeyDelivery == KeyDelivery::broker) {
+    const auto header = keyHeader(card).value();
+    if (!std::ranges::contains(keyHeaders(settings), header))
+      throw Error(std::format(
+          "api_key_header {0}: not a header in which the broker of this host adds keys; add it to "
+          "`api_key_headers = [\"{0}\"]` in agentmachine.conf and restart "
+          "agentmachine-proxy.service",
+          header.str()));
+    return;
+  }
+  if (isOwnOllama(url))
+    throw Error(
+        std::format("api_key_delivery credential: {} is reached by the broker alone; leave "
+                    "`api_key_delivery` out",
+                    url.str()));
+  if (const auto host = HostPattern::parse(std::format("{}:{}", url.host, url.port)); !host)
+    throw Error(
+        std::format("api_key_delivery credential: the machine itself has to reach the provider by the proxy, "
+                    "and \"{}\" {}",
+                    url.host, host.error()));
+}
+
 std::string describeOwner(const Owner& owner) {
   return std::format("{}:{}", owner.user, owner.group);
 }
@@ -145,6 +177,8 @@ Plan planRender(const Machine& machine, const Host& host) {
   return {
       MakeDirectory{paths.runtime, 0700, {}},
       MakeDirectory{paths.credentials, 0700, {}},
+      // As seen inside: the agent's to read, nobody's to write. `runtime` keeps everybody else out.
+      MakeDirectory{paths.agentKey.substr(0, paths.agentKey.rfind('/')), 0750, {0, agentUid}},
       WriteFile{paths.opencode, renderOpencodeConfig(machine.card, settings), 0644, {}},
       MakeDirectory{settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
       planPolicy(machine, host),
@@ -162,6 +196,7 @@ Plan planRender(const Machine& machine, const Host& host) {
 Plan planCreate(const Card& card, const Host& host) {
   checkName(card, host);
   checkProxy(card, host.settings);
+  checkKey(card, host.settings);
   checkWorkspace(card, host);
   const Machine machine{card, allocate(card, host)};
   const auto paths = machinePaths(host.settings, card.id, machine.allocation.address);

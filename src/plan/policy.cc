@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "util/error.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -14,25 +15,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::array<std::pair<KeyHeader, std::string_view>, 3> headerNames = {{
-    {KeyHeader::none, "none"},
-    {KeyHeader::xApiKey, "x-api-key"},
-    {KeyHeader::bearer, "bearer"},
-}};
-
-KeyHeader headerFor(const Card& card) {
-  if (!card.apiKeyFile) return KeyHeader::none;
-  switch (card.apiProvider) {
-    case ApiProvider::anthropic:
-      return KeyHeader::xApiKey;
-    case ApiProvider::openai:
-    case ApiProvider::custom:
-      return KeyHeader::bearer;
-    case ApiProvider::ollama:
-      return KeyHeader::none;
-  }
-  return KeyHeader::none;
-}
+// Of Anthropic; of OpenAI and those that copy it; of Azure; of Google.
+constexpr std::array<std::string_view, 4> knownHeaders = {"x-api-key", "authorization", "api-key",
+                                                          "x-goog-api-key"};
 
 /// A value of one of the checked types, or Error.
 template <class Type>
@@ -43,14 +28,9 @@ Type checked(const Json& text) {
 }
 
 Broker parseBroker(const Json& object) {
-  Broker broker{.upstream = checked<Url>(object.at("upstream"))};
-  const auto name = object.at("key_header").get<std::string>();
-  for (const auto& [header, known] : headerNames) {
-    if (name != known) continue;
-    broker.header = header;
-    return broker;
-  }
-  throw Error("key_header \"" + name + "\" is unknown");
+  Broker broker{.upstream = checked<Url>(object.at("upstream")), .keyHeader = {}};
+  if (object.contains("key_header")) broker.keyHeader = checked<HeaderName>(object["key_header"]);
+  return broker;
 }
 
 bool isBelow(const HostName& name, const HostName& above) {
@@ -83,6 +63,41 @@ HostPattern withPorts(HostPattern pattern, std::vector<std::uint16_t> ports) {
 }
 
 }  // namespace
+
+std::string parseKey(std::string_view content) {
+  std::string key = trim(content);
+  if (key.empty()) throw Error("is empty");
+  if (key.size() > maxKeyBytes)
+    throw Error(std::format("holds more than the {} bytes of a key", maxKeyBytes));
+  if (key.contains('\n')) throw Error("holds more than one line: it must hold the key and nothing else");
+  if (std::ranges::any_of(key, [](unsigned char c) { return c <= 0x20 || c >= 0x7f; }))
+    throw Error("must hold one key, printable ASCII without spaces, and nothing else");
+  return key;
+}
+
+std::vector<HeaderName> keyHeaders(const Settings& settings) {
+  std::vector<HeaderName> headers;
+  for (const auto name : knownHeaders) headers.push_back(HeaderName::parse(name).value());
+  for (const auto& header : settings.apiKeyHeaders)
+    if (!std::ranges::contains(headers, header)) headers.push_back(header);
+  return headers;
+}
+
+std::optional<Url> providerUrl(const Card& card) {
+  return card.apiBaseUrl ? card.apiBaseUrl : defaultApiBaseUrl(card.apiProvider);
+}
+
+std::optional<HeaderName> keyHeader(const Card& card) {
+  if (!card.apiKeyFile) return {};
+  if (card.apiKeyHeader) return card.apiKeyHeader;
+  return HeaderName::parse(card.apiProvider == ApiProvider::anthropic ? "x-api-key" : "authorization")
+      .value();
+}
+
+bool isOwnOllama(const Url& url) {
+  const auto ollama = defaultApiBaseUrl(ApiProvider::ollama).value();
+  return url.host == ollama.host && url.port == ollama.port;
+}
 
 bool isOwnProxy(const Url& proxy, const Settings& settings) {
   return !proxy.tls && proxy.path.empty() && proxy.port == settings.proxyPort &&
@@ -134,13 +149,15 @@ std::vector<HostPattern> withoutHost(const std::vector<HostPattern>& hosts, cons
 }
 
 Policy policyFor(const Card& card, const Settings& settings) {
-  Policy policy{.agent = card.id,
-                .hosts = card.allowedHosts,
-                .broker = {},
-                .parent = {},
-                .requestsPerSecond = card.limits.requestsPerSecond};
-  const auto upstream = card.apiBaseUrl ? card.apiBaseUrl : defaultApiBaseUrl(card.apiProvider);
-  if (upstream) policy.broker = Broker{.upstream = *upstream, .header = headerFor(card)};
+  Policy policy{.agent = card.id, .hosts = card.allowedHosts, .broker = {}, .parent = {}, .requestsPerSecond = card.limits.requestsPerSecond};
+  if (const auto upstream = providerUrl(card)) {
+    if (card.apiKeyDelivery == KeyDelivery::broker) {
+      policy.broker = Broker{.upstream = *upstream, .keyHeader = keyHeader(card)};
+    } else if (auto host = HostPattern::parse(std::format("{}:{}", upstream->host, upstream->port))) {
+      // The plan refuses a card whose provider can't be a host like others.
+      policy.hosts.push_back(*std::move(host));
+    }
+  }
   if (card.proxy && !isOwnProxy(*card.proxy, settings)) policy.parent = card.proxy;
   return policy;
 }
@@ -150,8 +167,7 @@ std::string renderPolicy(const Policy& policy) {
   for (const auto& host : policy.hosts) json["hosts"].push_back(host.str());
   if (policy.broker) {
     json["broker"]["upstream"] = policy.broker->upstream.str();
-    for (const auto& [header, name] : headerNames)
-      if (header == policy.broker->header) json["broker"]["key_header"] = name;
+    if (policy.broker->keyHeader) json["broker"]["key_header"] = policy.broker->keyHeader->str();
   }
   if (policy.parent) json["parent"] = policy.parent->str();
   json["requests_per_second"] = policy.requestsPerSecond;

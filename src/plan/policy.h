@@ -12,18 +12,23 @@
 
 namespace agentmachine {
 
-/// The request header in which a provider expects the API key.
-enum class KeyHeader {
-  none,     ///< the provider wants none, or the card gives none
-  xApiKey,  ///< "x-api-key: KEY" (Anthropic)
-  bearer,   ///< "Authorization: Bearer KEY" (OpenAI and those that copy it)
-};
+/// The longest API key: with it and the machine's own headers a request stays below what squid takes (64
+/// KiB).
+constexpr std::size_t maxKeyBytes = 8192;
+
+/// The key in a key file's content: one line of printable ASCII without spaces, which any header can carry.
+/// Throws Error that says what is wrong, and never what is in it.
+std::string parseKey(std::string_view content);
+
+/// The headers in which a provider may expect its key: those of the known providers, and the host's
+/// `api_key_headers`. The broker adds no other, and takes all of them out of what a machine sends.
+std::vector<HeaderName> keyHeaders(const Settings& settings);
 
 /// The provider that a machine reaches through the broker's port: the path of a request is appended to
 /// `upstream`.
 struct Broker {
   Url upstream;
-  KeyHeader header = KeyHeader::none;
+  std::optional<HeaderName> keyHeader;  ///< absent: no key. "authorization" gets "Bearer KEY"
   bool operator==(const Broker&) const = default;
 };
 
@@ -37,8 +42,19 @@ struct Policy {
   bool operator==(const Policy&) const = default;
 };
 
+/// Where the card's provider is: `api_base_url`, or the provider's own.
+std::optional<Url> providerUrl(const Card& card);
+
+/// The header in which the card's key goes to the provider; nothing if it has no key.
+std::optional<HeaderName> keyHeader(const Card& card);
+
+/// Whether a URL is of the host's own Ollama, for which a key needs no TLS: it leaves the host by no wire.
+bool isOwnOllama(const Url& url);
+
 /// The card's hosts as they are, the provider through the broker alone. A provider's host is reachable
-/// directly only if the card lists it: a tunnel would carry a key of somebody else's as well.
+/// directly only if the card lists it: a tunnel would carry a key of somebody else's as well. With
+/// `api_key_delivery` "credential" it is the other way round: the provider is one of the hosts, and there is
+/// no broker.
 Policy policyFor(const Card& card, const Settings& settings);
 
 /// Whether each host, port and method of `inner` is one of `outer`.

@@ -6,6 +6,7 @@
 
 #include "card/card.h"
 #include "plan/audit.h"
+#include "plan/policy.h"
 #include "util/error.h"
 #include "util/text.h"
 
@@ -62,7 +63,6 @@ negative_dns_ttl 5 seconds
 )";
 
 constexpr std::string_view rules = R"(
-acl broker_port myportname broker
 acl first_step at_step SslBump1
 acl second_step at_step SslBump2
 acl private dst 0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/3
@@ -95,7 +95,7 @@ acl inside_request note reason private-address
 deny_info 407:ERR_AGENTMACHINE_PRIVATE inside_tunnel
 deny_info 403:ERR_AGENTMACHINE_PRIVATE inside_request broker_inside because_private
 deny_info 407:ERR_AGENTMACHINE CONNECT
-deny_info 403:ERR_AGENTMACHINE all not_provider because_no_route
+deny_info 403:ERR_AGENTMACHINE all not_provider because_no_route unaddable because_header
 http_access deny CONNECT inside_tunnel
 http_access deny inside_request
 http_access deny CONNECT
@@ -120,18 +120,12 @@ url_rewrite_access deny all
 url_rewrite_extras "%note{upstream}"
 adapted_http_access deny broker_port not_provider
 adapted_http_access deny broker_port broker_inside
+adapted_http_access deny broker_port unaddable
 adapted_http_access allow all
 
-# Whatever key the machine sent is taken out; the card's goes in.
-acl wants_x_api_key note key_header x-api-key
-acl wants_bearer note key_header bearer
-request_header_access X-Api-Key deny broker_port
-request_header_access Authorization deny broker_port
 request_header_access Cookie deny broker_port
 request_header_access Cache-Control deny broker_port
 request_header_access Surrogate-Capability deny broker_port
-request_header_add X-Api-Key "%note{api_key}" wants_x_api_key
-request_header_add Authorization "Bearer %note{api_key}" wants_bearer
 reply_header_access X-Cache deny all
 reply_header_access X-Cache-Lookup deny all
 reply_header_access Cache-Status deny all
@@ -174,6 +168,46 @@ std::string helpers(const Settings& settings, const SquidPaths& paths) {
          std::format("url_rewrite_program {} rewrite\n", helper) +
          "url_rewrite_children 1 startup=1 idle=1 concurrency=16384 queue-size=16384 "
          "on-persistent-overload=ERR\n";
+}
+
+/// A name as it is, and with underscores for hyphens in every combination: many servers take one for the
+/// other, and some let the later of two such headers win. Only the first four hyphens of a name vary.
+std::vector<std::string> spellings(const std::string& name) {
+  std::vector<std::size_t> hyphens;
+  for (std::size_t at = 0; at < name.size() && hyphens.size() < 4; ++at)
+    if (name[at] == '-') hyphens.push_back(at);
+  std::vector<std::string> all;
+  for (unsigned chosen = 0; chosen < 1U << hyphens.size(); ++chosen) {
+    all.push_back(name);
+    for (std::size_t n = 0; n < hyphens.size(); ++n)
+      if (chosen >> n & 1) all.back()[hyphens[n]] = '_';
+  }
+  return all;
+}
+
+/// Whatever key the machine sent is taken out; the card's goes in.
+std::string keys(const Settings& settings) {
+  const auto headers = keyHeaders(settings);
+  std::vector<std::string> names;
+  for (const auto& header : headers) names.push_back(header.str());
+  std::string text =
+      "# Set up by a card that knows more headers than this configuration: refused, for its key can't go "
+      "in.\n"
+      "acl has_key note key_header\n"
+      "acl because_header annotate_transaction decision=deny reason=header-not-in-proxy\n"
+      "acl addable note key_header " +
+      join(names, " ") + "\nacl unaddable all-of has_key !addable because_header\n";
+  int number = 0;
+  for (const auto& name : names) {
+    ++number;
+    for (const auto& spelling : spellings(name))
+      text += std::format("request_header_access {} deny broker_port\n", spelling);
+    text += std::format(
+        "acl key_header_{0} note key_header {1}\nrequest_header_add {1} \"{2}%note{{api_key}}\" "
+        "key_header_{0}\n",
+        number, name, name == "authorization" ? "Bearer " : "");
+  }
+  return text;
 }
 
 std::string portsOf(const HostPattern& host) {
@@ -247,8 +281,9 @@ std::string renderSquidConf(const Settings& settings, const SquidPaths& paths) {
          std::format("error_directory {}\n", plain(paths.errorPages)) +
          "tls_outgoing_options min-version=1.2" +
          (settings.proxyCaFile ? " default-ca=off cafile=" + plain(*settings.proxyCaFile) : "") + "\n" +
-         std::string(fixed) + helpers(settings, paths) + privateHosts(settings) + std::string(rules) +
-         parents(settings) + logs(settings, paths);
+         std::string(fixed) + helpers(settings, paths) + privateHosts(settings) +
+         "acl broker_port myportname broker\n" + keys(settings) + std::string(rules) + parents(settings) +
+         logs(settings, paths);
 }
 
 }  // namespace agentmachine

@@ -1,8 +1,11 @@
 #include "proxy/decide.h"
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <format>
 
+#include "proxy/squid_helper.h"
 #include "util/text.h"
 
 namespace agentmachine {
@@ -48,6 +51,18 @@ bool isPlainPath(std::string_view path) {
          std::find(parts.begin(), parts.end() - 1, "") == parts.end() - 1;
 }
 
+/// Whether a parameter of the query ("?a=b&c") is one in which some providers take a key as well as in a
+/// header: with a key of its own there, a machine would bring what it sends to an account that isn't the
+/// card's.
+bool carriesKey(std::string_view query) {
+  constexpr auto names = std::to_array<std::string_view>(
+      {"access_token", "api-key", "api_key", "apikey", "key", "subscription-key", "token", "x-api-key"});
+  for (const auto& parameter : split(query.substr(query.starts_with('?') ? 1 : 0), '&'))
+    if (std::ranges::contains(names, lowered(percentDecoded(parameter.substr(0, parameter.find('='))))))
+      return true;
+  return false;
+}
+
 }  // namespace
 
 Decision decideRequest(const Policy& policy, std::string_view method, std::string_view scheme,
@@ -88,10 +103,11 @@ Decision decideBroker(const Policy& policy, std::string_view method, std::string
   // itself.
   if (policy.parent) return deny("provider-behind-parent");
   if (method != "GET" && method != "POST") return deny("method-not-allowed");
-  if (policy.broker->header != KeyHeader::none && !upstream.tls) return deny("key-without-tls");
+  if (policy.broker->keyHeader && !upstream.tls && !isOwnOllama(upstream)) return deny("key-without-tls");
   const auto path = target.substr(0, target.find('?'));
   const auto query = target.substr(path.size());
   if (!isPlainPath(path) || !std::ranges::all_of(query, isQueryCharacter)) return deny("path-not-allowed");
+  if (policy.broker->keyHeader && carriesKey(query)) return deny("key-in-query");
   return {.allowed = true, .reason = "provider", .rule = upstream.str()};
 }
 
@@ -167,6 +183,10 @@ std::string advice(const Decision& decision, const Policy& policy, std::string_v
         "The API key is not sent without TLS: api_base_url of the card of {} would have to begin with "
         "https://.",
         agent);
+  if (is("key-in-query")) return "A key in the query is not passed on: the broker adds the card's own.";
+  if (is("no-key"))
+    return std::format(
+        "The API key of {} could not be read; the journal of agentmachine-key@{}.service has why.", agent, agent);
   if (is("path-not-allowed"))
     return "The path means more than one thing: no dots, empty parts or escapes are taken in it.";
   return "";

@@ -6,6 +6,7 @@
 #include <map>
 
 #include <poll.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "plan/policy.h"
@@ -14,13 +15,11 @@
 #include "proxy/squid_helper.h"
 #include "util/error.h"
 #include "util/file.h"
-#include "util/text.h"
 
 namespace agentmachine {
 namespace {
 
 constexpr std::size_t maxPolicyBytes = 4 * 1024 * 1024;
-constexpr std::size_t maxKeyBytes = 65536;
 
 struct Directories {
   std::string policies;
@@ -49,25 +48,21 @@ Answer refusal(std::string_view reason, const std::string& why) {
   return {false, {{"decision", "deny"}, {"reason", std::string(reason)}, {"advice", why}}};
 }
 
-/// One line that a header can carry, or Error.
-std::string readKey(const std::string& path) {
-  std::string key = trim(readFile(path, maxKeyBytes));
-  if (key.empty()) throw Error("key " + path + ": is empty");
-  for (const unsigned char c : key)
-    if (c <= 0x20 || c >= 0x7f) throw Error("key " + path + ": has a character that no header can carry");
-  return key;
-}
-
 Answer askBroker(const Directories& directories, const Policy& policy, const std::string& source,
                  const std::string& method, const std::string& target) {
   Answer answer = answerFor(decideBroker(policy, method, target), policy, method);
   if (!answer.ok) return answer;
   answer.notes.emplace_back("upstream", policy.broker->upstream.str() + target);
-  if (policy.broker->header == KeyHeader::none) return answer;
-  answer.notes.emplace_back("key_header",
-                            policy.broker->header == KeyHeader::xApiKey ? "x-api-key" : "bearer");
-  answer.notes.emplace_back("api_key", readKey(directories.keys + "/" + source));
-  return answer;
+  if (!policy.broker->keyHeader) return answer;
+  try {
+    answer.notes.emplace_back("api_key",
+                              parseKey(readFile(directories.keys + "/" + source, 2 * maxKeyBytes)));
+    answer.notes.emplace_back("key_header", policy.broker->keyHeader->str());
+    return answer;
+  } catch (const Error&) {
+    // Why is in the journal of the unit that should have delivered it.
+    return answerFor({.reason = "no-key", .rule = policy.broker->upstream.str()}, policy);
+  }
 }
 
 /// The answer to one question of `mode`: "request", "sni" or "broker"; `late` if it had no turn in time.
@@ -181,6 +176,8 @@ int main(int argc, char** argv) {
                  "squid starts it; see agentmachine(1).\n";
     return 2;
   }
+  // A crash must not write keys to a core file, whoever collects those.
+  (void)prctl(PR_SET_DUMPABLE, 0);
   std::ios::sync_with_stdio(false);
   serve(mode, directories);
 }

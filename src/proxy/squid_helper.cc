@@ -15,7 +15,20 @@ int hexDigit(char c) {
   return at == std::string_view::npos ? -1 : static_cast<int>(at);
 }
 
-std::string decoded(std::string_view text) {
+std::string encoded(std::string_view text) {
+  std::string out;
+  for (const unsigned char c : text) {
+    if (std::isalnum(c) || std::string_view("-._~:/").contains(static_cast<char>(c)))
+      out += static_cast<char>(c);
+    else
+      out += std::format("%{:02X}", c);
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string percentDecoded(std::string_view text) {
   std::string out;
   for (std::size_t i = 0; i < text.size(); ++i) {
     if (text[i] == '%' && i + 2 < text.size()) {
@@ -31,24 +44,12 @@ std::string decoded(std::string_view text) {
   return out;
 }
 
-std::string encoded(std::string_view text) {
-  std::string out;
-  for (const unsigned char c : text) {
-    if (std::isalnum(c) || std::string_view("-._~:/").contains(static_cast<char>(c)))
-      out += static_cast<char>(c);
-    else
-      out += std::format("%{:02X}", c);
-  }
-  return out;
-}
-
-}  // namespace
-
 HelperQuestion parseQuestion(std::string_view line) {
   HelperQuestion question;
   auto words = split(line, ' ');
   question.channel = words.front();
-  for (auto word = words.begin() + 1; word != words.end(); ++word) question.tokens.push_back(decoded(*word));
+  for (auto word = words.begin() + 1; word != words.end(); ++word)
+    question.tokens.push_back(percentDecoded(*word));
   return question;
 }
 

@@ -7,6 +7,9 @@
 
 namespace agentmachine {
 
+/// Without percent encoding (RFC 3986, 2.1); what only looks like it stays.
+std::string percentDecoded(std::string_view text);
+
 /// "CHANNEL TOKEN…" with percent-encoded tokens, as squid asks.
 struct HelperQuestion {
   std::string channel;

@@ -53,6 +53,17 @@ int majorVersion(const std::string& version) {
   return major;
 }
 
+/// Throws sdbus::Error, for callers who know more of it.
+void startTransient(sdbus::IConnection& bus, const std::string& unit,
+                    const std::vector<TransientProperty>& properties) {
+  sdbus::ObjectPath job;
+  manager(bus)
+      ->callMethod("StartTransientUnit")
+      .onInterface(managerInterface)
+      .withArguments(unit, "fail", properties, std::vector<AuxiliaryUnit>{})
+      .storeResultsTo(job);
+}
+
 }  // namespace
 
 Systemd::Systemd()
@@ -162,18 +173,25 @@ std::chrono::microseconds Systemd::ensureTimer(const std::string& timer, const s
       {"StopWhenUnneeded", sdbus::Variant(true)},
   };
   try {
-    sdbus::ObjectPath job;
-    manager(*bus_)
-        ->callMethod("StartTransientUnit")
-        .onInterface(managerInterface)
-        .withArguments(timer, "fail", properties, std::vector<AuxiliaryUnit>{})
-        .storeResultsTo(job);
+    startTransient(*bus_, timer, properties);
   } catch (const sdbus::Error& cause) {
     // An automatic restart finds the timer of the first start running: that one counts.
     if (cause.getName() != "org.freedesktop.systemd1.UnitExists")
       throw Error("start " + timer + ": " + cause.getMessage());
   }
   return deadline;
+}
+
+void Systemd::startWatch(const std::string& path, const std::string& description, const std::string& file) {
+  // One that was left by a run whose end was cut short may watch another file. Once stopped it is forgotten:
+  // nothing refers to it.
+  stop(path);
+  using Watch = sdbus::Struct<std::string, std::string>;
+  translated("start " + path, [&] {
+    startTransient(*bus_, path,
+                   {{"Description", sdbus::Variant(description)},
+                    {"Paths", sdbus::Variant(std::vector<Watch>{{"PathChanged", file}})}});
+  });
 }
 
 }  // namespace agentmachine

@@ -48,6 +48,11 @@ class Systemd {
   std::chrono::microseconds ensureTimer(const std::string& timer, const std::string& description,
                                         std::chrono::seconds after);
 
+  /// Makes a transient path unit that starts the service of its name whenever `file` was closed after
+  /// writing, replaced, removed or made. It ends when it is stopped; one of that name that is there is
+  /// replaced.
+  void startWatch(const std::string& path, const std::string& description, const std::string& file);
+
   /// For the other classes of system/ that talk to the same bus.
   [[nodiscard]] sdbus::IConnection& bus() { return *bus_; }
 

@@ -246,7 +246,7 @@ def test_streaming(world):
 
 def test_upstream_tls(world):
     def upstream(url):
-        world.policy("gamma", [], {"upstream": url, "key_header": "bearer"}, "key-of-gamma")
+        world.policy("gamma", [], {"upstream": url, "key_header": "authorization"}, "key-of-gamma")
         return world.get("gamma", "/models", port=w.BROKER).status
 
     equal("a new provider needs no reload", upstream("https://llm.fake.test/v2"), 200)
@@ -259,10 +259,10 @@ def test_upstream_tls(world):
         equal(f"a provider inside is refused: {name}", upstream(f"https://{name}.fake.test"), 403)
     equal("by address as well", upstream("https://127.0.0.1"), 403)
     equal("a provider that the host's settings list may be", upstream("https://lan.fake.test:8443"), 200)
-    world.policy("gamma", [], {"upstream": "http://127.0.0.1:11434/v1", "key_header": "none"})
+    world.policy("gamma", [], {"upstream": "http://127.0.0.1:11434/v1"})
     equal("the host's own Ollama is reached", world.get("gamma", "/models", w.BROKER).body, b"from ollama")
     check("without a key", not world.ollama.last().all("authorization"))
-    world.policy("gamma", ["plain.fake.test:80"], {"upstream": "https://llm.fake.test", "key_header": "bearer"})
+    world.policy("gamma", ["plain.fake.test:80"], {"upstream": "https://llm.fake.test", "key_header": "authorization"})
     (world.directory / "keys" / w.MACHINES["gamma"]).unlink()
     equal("without its key the provider is not asked", world.get("gamma", "/models", w.BROKER).status, 403)
     equal("which hinders nothing else", world.get("gamma", "http://plain.fake.test/").status, 200)
@@ -559,7 +559,7 @@ def test_nft_reload(world):
 def test_parent(world):
     """A card may have another proxy between ours and the internet, one that the settings list."""
     policy = {"agent": "gamma", "hosts": ["api.fake.test:443", "plain.fake.test:80", "loopback.fake.test:443"],
-              "broker": {"upstream": "https://llm.fake.test/v1", "key_header": "none"}}
+              "broker": {"upstream": "https://llm.fake.test/v1"}}
 
     def parent(url):
         world.write("policy", w.MACHINES["gamma"], json.dumps(policy | {"parent": url}))

@@ -341,7 +341,7 @@ class World:
         self.policy("alpha", hosts + [".wild.test:443", "plain.fake.test:80", "metadata.fake.test:80", "odd.fake.test:8443",
                                       "lan.fake.test:8443", "lan.fake.test:443"],
                     {"upstream": "https://llm.fake.test/v1", "key_header": "x-api-key"}, "key-of-alpha")
-        self.policy("beta", [".wild.test:443"], {"upstream": "https://other-llm.fake.test", "key_header": "bearer"},
+        self.policy("beta", [".wild.test:443"], {"upstream": "https://other-llm.fake.test", "key_header": "authorization"},
                     "key-of-beta")
         self.policy("gamma", [])
 

@@ -51,10 +51,12 @@ TEST(Card, ValuesArriveInTheirFields) {
   EXPECT_EQ(card.apiProvider, ApiProvider::custom);
   EXPECT_EQ(card.apiBaseUrl->str(), "https://llm.example.org:8443/openai/v1");
   EXPECT_EQ(card.apiKeyFile->str(), "/run/secrets/llm-key");
+  EXPECT_EQ(card.apiKeyHeader->str(), "x-llm-key");
+  EXPECT_EQ(card.apiKeyDelivery, KeyDelivery::credential);
   EXPECT_EQ(card.model->str(), "scripted-1");
   EXPECT_EQ(card.command.size(), 4u);
   EXPECT_EQ(card.proxy->str(), "http://proxy:3128");
-  EXPECT_EQ(card.limits, (ResourceLimits{2048, 2, 250, 32, 4096}));
+  EXPECT_EQ(card.limits, (ResourceLimits{2048, 2, 250, 32, 4096, 10, 10240, 64, 100, 4, 20}));
   EXPECT_EQ(card.allowedHosts[3].str(), ".example.net:80");
   EXPECT_EQ(card.ttl, std::chrono::hours(24 * 365));
   EXPECT_EQ(card.environment.at(EnvironmentName::parse("_x1").value()).str(), "=");

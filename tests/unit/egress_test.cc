@@ -84,6 +84,20 @@ TEST(SquidConf, TakesItsNamesFromTheSettings) {
     EXPECT_TRUE(has(text, part)) << part;
 }
 
+TEST(SquidConf, TakesOutEveryKeyHeaderAndAddsTheCards) {
+  Settings settings;
+  settings.apiKeyHeaders = {HeaderName::parse("x-llm-key").value()};
+  const auto text = renderSquidConf(settings, {.helper = "/opt/policy", .certificate = "/run/c.pem"});
+  for (const auto* name : {"authorization", "x-api-key", "x_api_key", "x_api-key", "x-api_key", "api-key",
+                           "api_key", "x-goog-api-key", "x_goog_api_key", "x-llm-key", "x_llm_key"})
+    EXPECT_TRUE(has(text, std::string("request_header_access ") + name + " deny broker_port\n")) << name;
+  EXPECT_TRUE(has(text, "request_header_add x-llm-key \"%note{api_key}\" key_header_5\n"));
+  EXPECT_TRUE(has(text, "request_header_add authorization \"Bearer %note{api_key}\" key_header_2\n"));
+  EXPECT_TRUE(
+      has(text, "acl addable note key_header x-api-key authorization api-key x-goog-api-key x-llm-key\n"));
+  EXPECT_FALSE(has(renderSquidConf({}, {.helper = "/p", .certificate = "/c"}), "x-llm-key"));
+}
+
 TEST(SquidConf, RefusesPathsThatItCannotHold) {
   for (const auto* path : {"", "/a b", "/a\nhttp_access allow all", "/a\"", "/a#b"})
     EXPECT_THROW(

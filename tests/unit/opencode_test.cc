@@ -1,5 +1,6 @@
 #include "plan/opencode.h"
 
+#include <algorithm>
 #include <map>
 
 #include <gtest/gtest.h>
@@ -27,6 +28,26 @@ TEST(Opencode, TalksToTheBrokerWithoutTheKey) {
   // opencode appends "/messages" to it, the broker puts "/v1" in front.
   EXPECT_EQ(options["baseURL"], "http://10.213.0.1:8081");
   EXPECT_EQ(options["apiKey"], "added-by-the-broker");
+}
+
+TEST(Opencode, FindsTheKeyInAFileIfTheCardSaysSo) {
+  Card card = cardOf(ApiProvider::custom);
+  card.apiKeyFile = AbsolutePath::parse("/etc/keys/alpha").value();
+  card.apiBaseUrl = Url::parse("https://llm.example.org/v1").value();
+  card.apiKeyDelivery = KeyDelivery::credential;
+  Json options = configOf(card)["provider"]["custom"]["options"];
+  EXPECT_EQ(options["baseURL"], "https://llm.example.org/v1");
+  EXPECT_EQ(options["apiKey"], "{file:/run/agentmachine/agent/api-key}");
+  EXPECT_FALSE(options.contains("headers"));
+  card.apiKeyHeader = HeaderName::parse("api-key").value();
+  EXPECT_EQ(configOf(card)["provider"]["custom"]["options"]["headers"],
+            Json({{"api-key", "{file:/run/agentmachine/agent/api-key}"}}));
+  card.apiKeyHeader = HeaderName::parse("authorization").value();
+  EXPECT_EQ(configOf(card)["provider"]["custom"]["options"]["headers"],
+            Json({{"authorization", "Bearer {file:/run/agentmachine/agent/api-key}"}}));
+  const auto environment = machineEnvironment(card, Settings{});
+  EXPECT_TRUE(std::ranges::contains(environment,
+                                    std::pair<std::string, std::string>("AGENT_API_KEY_FILE", agentKeyFile)));
 }
 
 TEST(Opencode, KnowsNoOtherProvider) {

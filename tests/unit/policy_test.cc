@@ -17,10 +17,14 @@ Url url(const std::string& text) {
   return Url::parse(text).value();
 }
 
+HeaderName header(const std::string& name) {
+  return HeaderName::parse(name).value();
+}
+
 Policy policyWith(const std::vector<std::string>& hosts) {
   Policy policy{.agent = AgentId::parse("alpha").value(), .hosts = {}, .broker = {}, .parent = {}};
   for (const auto& host : hosts) policy.hosts.push_back(pattern(host));
-  policy.broker = Broker{url("https://llm.example.org/v1"), KeyHeader::xApiKey};
+  policy.broker = Broker{url("https://llm.example.org/v1"), header("x-api-key")};
   return policy;
 }
 
@@ -33,7 +37,7 @@ Card cardOf(ApiProvider provider) {
 TEST(Policy, ReadsWhatItWrote) {
   Policy policy = policyWith({"a.example.org", "*.b.example.org:8443"});
   EXPECT_EQ(parsePolicy(renderPolicy(policy)), policy);
-  policy.broker->header = KeyHeader::bearer;
+  policy.broker->keyHeader = header("api-key");
   policy.parent = url("http://parent.example.org:8080");
   policy.requestsPerSecond = 7;
   EXPECT_EQ(parsePolicy(renderPolicy(policy)), policy);
@@ -46,10 +50,10 @@ TEST(Policy, RefusesWhatItDoesNotKnow) {
   for (const auto* text :
        {"", "{", "[]", "{}", R"({"agent":"a"})", R"({"agent":"a","hosts":["10.0.0.1"]})",
         R"({"agent":"A B","hosts":[]})", R"({"agent":"a","hosts":[1]})",
-        R"({"agent":"a","hosts":[],"broker":{"upstream":"https://x.org","key_header":"y"}})",
-        R"({"agent":"a","hosts":[],"broker":{"upstream":"x","key_header":"none"}})",
-        R"({"agent":"a","hosts":[],"requests_per_second":0})",
-        R"({"agent":"a","hosts":[],"requests_per_second":"1"})"})
+        R"({"agent":"a","hosts":[],"broker":{"upstream":"https://x.org","key_header":"host"}})",
+        R"({"agent":"a","hosts":[],"broker":{"upstream":"x"}})",
+         R"({"agent":"a","hosts":[],"requests_per_second":0})",
+         R"({"agent":"a","hosts":[],"requests_per_second":"1"})"})
     EXPECT_THROW(parsePolicy(text), Error) << text;
 }
 
@@ -60,22 +64,64 @@ TEST(Policy, WithoutHostsThereIsOnlyTheBroker) {
   EXPECT_TRUE(policy.hosts.empty());
   ASSERT_TRUE(policy.broker);
   EXPECT_EQ(policy.broker->upstream, defaultApiBaseUrl(ApiProvider::anthropic));
-  EXPECT_EQ(policy.broker->header, KeyHeader::xApiKey);
+  EXPECT_EQ(policy.broker->keyHeader, header("x-api-key"));
   EXPECT_FALSE(decideRequest(policy, "CONNECT", "", policy.broker->upstream.host, "443").allowed);
 }
 
-TEST(Policy, TheProviderDecidesTheHeader) {
-  const auto header = [](ApiProvider provider, bool key) {
+TEST(Policy, TheCardElseTheProviderDecidesTheHeader) {
+  const auto headerOf = [](ApiProvider provider, bool key, const std::string& own = "") {
     Card card = cardOf(provider);
     card.apiBaseUrl = url("https://llm.example.org");
     if (key) card.apiKeyFile = AbsolutePath::parse("/etc/keys/alpha").value();
-    return policyFor(card, {}).broker.value().header;
+    if (!own.empty()) card.apiKeyHeader = header(own);
+    return policyFor(card, {}).broker.value().keyHeader.value_or(HeaderName{""}).str();
   };
-  EXPECT_EQ(header(ApiProvider::anthropic, true), KeyHeader::xApiKey);
-  EXPECT_EQ(header(ApiProvider::openai, true), KeyHeader::bearer);
-  EXPECT_EQ(header(ApiProvider::custom, true), KeyHeader::bearer);
-  EXPECT_EQ(header(ApiProvider::ollama, true), KeyHeader::none);
-  EXPECT_EQ(header(ApiProvider::openai, false), KeyHeader::none);
+  EXPECT_EQ(headerOf(ApiProvider::anthropic, true), "x-api-key");
+  for (const auto provider : {ApiProvider::openai, ApiProvider::custom, ApiProvider::ollama})
+    EXPECT_EQ(headerOf(provider, true), "authorization");
+  EXPECT_EQ(headerOf(ApiProvider::anthropic, true, "authorization"), "authorization");
+  EXPECT_EQ(headerOf(ApiProvider::custom, true, "Api-Key"), "api-key");
+  EXPECT_EQ(headerOf(ApiProvider::openai, false), "");
+  EXPECT_EQ(headerOf(ApiProvider::openai, false, "api-key"), "");
+}
+
+TEST(Policy, WithTheKeyInsideTheProviderIsAHostAndNotBrokered) {
+  Card card = cardOf(ApiProvider::custom);
+  card.apiKeyFile = AbsolutePath::parse("/etc/keys/alpha").value();
+  card.apiKeyDelivery = KeyDelivery::credential;
+  card.apiBaseUrl = url("https://llm.example.org:8443/v1");
+  const Policy policy = policyFor(card, {});
+  EXPECT_FALSE(policy.broker);
+  EXPECT_EQ(policy.hosts, std::vector{pattern("llm.example.org:8443")});
+}
+
+TEST(Policy, KeyHeadersAreTheUsualOnesAndTheHosts) {
+  Settings settings;
+  settings.apiKeyHeaders = {header("x-llm-key"), header("api-key")};
+  EXPECT_EQ(keyHeaders(settings),
+            (std::vector{header("x-api-key"), header("authorization"), header("api-key"),
+                         header("x-goog-api-key"), header("x-llm-key")}));
+}
+
+TEST(Key, IsOneLineThatAHeaderCanCarry) {
+  EXPECT_EQ(parseKey("sk-1"), "sk-1");
+  EXPECT_EQ(parseKey(" sk-1\r\n\n"), "sk-1");
+  EXPECT_EQ(parseKey(std::string(maxKeyBytes, 'k')).size(), maxKeyBytes);
+  const auto wrong = [](const std::string& content) {
+    try {
+      (void)parseKey(content);
+    } catch (const Error& error) {
+      EXPECT_EQ(std::string(error.what()).find("sk-1"), std::string::npos);
+      return std::string(error.what()).substr(0, 15);
+    }
+    return std::string("nothing");
+  };
+  for (const auto* empty : {"", "\n", " \t\r\n"}) EXPECT_EQ(wrong(empty), "is empty");
+  for (const auto* lines : {"sk-1\nsk-2", "sk-1\r\n\r\nsk-2\n"}) EXPECT_EQ(wrong(lines), "holds more than");
+  for (const auto* odd : {"sk-1 x", "sk-1\tx", "sk-1\x01", "sk-1\x7f", "sk-1\xc3\xa9", "sk-1\rx"})
+    EXPECT_EQ(wrong(odd), "must hold one k") << odd;
+  EXPECT_EQ(wrong(std::string("sk-1\0x", 6)), "must hold one k");
+  EXPECT_EQ(wrong(std::string(maxKeyBytes + 1, 'k')), "holds more than");
 }
 
 TEST(Policy, OwnProxyIsNoParent) {
@@ -344,12 +390,32 @@ TEST(BrokerPort, NeedsAProviderAndTlsForAKey) {
   Policy policy = policyWith({});
   policy.broker->upstream = url("http://llm.example.org");
   EXPECT_EQ(decideBroker(policy, "GET", "/").reason, "key-without-tls");
-  policy.broker->header = KeyHeader::none;
+  policy.broker->keyHeader.reset();
   EXPECT_TRUE(decideBroker(policy, "GET", "/").allowed);
   policy.parent = url("http://parent.example.org:3128");
   EXPECT_EQ(decideBroker(policy, "GET", "/").reason, "provider-behind-parent");
   policy.broker.reset();
   EXPECT_EQ(decideBroker(policy, "GET", "/").reason, "no-provider");
+}
+
+TEST(BrokerPort, NeedsNoTlsToTheHostsOwnOllama) {
+  Policy policy = policyWith({});
+  policy.broker->upstream = url("http://127.0.0.1:11434/v1");
+  EXPECT_TRUE(decideBroker(policy, "GET", "/").allowed);
+  policy.broker->upstream = url("http://127.0.0.1:11435/v1");
+  EXPECT_EQ(decideBroker(policy, "GET", "/").reason, "key-without-tls");
+}
+
+TEST(BrokerPort, TakesNoKeyInTheQuery) {
+  Policy policy = policyWith({});
+  const auto reason = [&](std::string_view target) { return decideBroker(policy, "POST", target).reason; };
+  for (const auto* bad :
+       {"/a?key=x", "/a?b=c&KEY=x", "/a?api_key", "/a?%6bey=x", "/a?b&access_token=x", "/a?&api%2Dkey=x"})
+    EXPECT_EQ(reason(bad), "key-in-query") << bad;
+  for (const auto* good : {"/a?keys=x", "/a?b=key", "/a?include%5B%5D=key=x", "/key"})
+    EXPECT_EQ(reason(good), "provider") << good;
+  policy.broker->keyHeader.reset();
+  EXPECT_EQ(reason("/a?key=x"), "provider");
 }
 
 TEST(SquidHelper, QuestionsAreDecodedOnce) {
