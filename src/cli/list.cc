@@ -36,6 +36,10 @@ nlohmann::ordered_json toJson(const MachineStatus& status) {
       {"tasks", orNull(status.tasks)},
       {"unit", status.machine.name().unit()},
   };
+  if (status.workspace) {
+    json["workspace_bytes"] = status.workspace->bytes;
+    json["workspace_limit_bytes"] = status.workspace->limitBytes;
+  }
   json["end"] = nullptr;
   if (status.end) json["end"] = {{"result", status.end->result}, {"status", status.end->status}};
   return json;
@@ -72,6 +76,8 @@ void printDetails(const MachineStatus& status) {
   if (status.ttlRemaining) row("TTL left", humanDuration(*status.ttlRemaining));
   row("Address", allocation.address.str());
   row("Workspace", card.workspace.str());
+  if (status.workspace)
+    row("Space", humanBytes(status.workspace->bytes) + " of " + humanBytes(status.workspace->limitBytes));
   row("Image", allocation.image);
   row("Users", std::format("{}-{}", allocation.uidBase, allocation.uidBase + uidRangeSize - 1));
   row("Memory", (status.memoryBytes ? humanBytes(*status.memoryBytes) + " of " : "at most ") +
