@@ -12,6 +12,7 @@
 #include "system/workspace.h"
 #include "util/error.h"
 #include "util/file.h"
+#include "util/text.h"
 #include "util/tree.h"
 
 namespace agentmachine {
@@ -136,7 +137,7 @@ class Application {
       try {
         (*step)();
       } catch (const std::exception& error) {
-        spdlog::warn("while undoing: {}", error.what());
+        spdlog::warn("while undoing: {}", printable(error.what()));
       }
     }
   }

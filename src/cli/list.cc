@@ -9,6 +9,7 @@
 #include "cli/common.h"
 #include "system/host.h"
 #include "util/error.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -65,7 +66,7 @@ std::vector<std::string> tableRow(const MachineStatus& status) {
 
 void printDetails(const MachineStatus& status) {
   const auto row = [](const std::string& name, const std::string& value) {
-    std::cout << std::format("{:>12}: {}\n", name, value);
+    std::cout << std::format("{:>12}: {}\n", name, printable(value));
   };
   const auto& [card, allocation] = status.machine;
   row("ID", card.id.str());
