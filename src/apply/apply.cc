@@ -2,13 +2,18 @@
 
 #include <filesystem>
 #include <functional>
+#include <memory>
 
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
+#include "system/quota.h"
+#include "system/workspace.h"
 #include "util/error.h"
 #include "util/file.h"
+#include "util/text.h"
+#include "util/tree.h"
 
 namespace agentmachine {
 
@@ -88,12 +93,51 @@ class Application {
     systemd_.resetFailed(action.unit);
   }
 
+  void operator()(const MakeWorkspace& action) {
+    if (makeWorkspace(action.path, 0750, action.owner))
+      undo_.emplace_back([path = action.path] { removeWorkspace(path); });
+  }
+
+  void operator()(const RemoveWorkspace& action) { removeWorkspace(action.path); }
+
+  void operator()(const LimitTree& action) {
+    inContext("limit " + action.path, [&] {
+      const auto directory = std::make_shared<Fd>(openWorkspace(action.path));
+      const SizeLimit before = projectUsage(directory->get(), action.project).limit;
+      undo_.emplace_back([directory, before, project = action.project] {
+        if (before.bytes != 0)
+          limitProject(directory->get(), project, before);
+        else
+          unlimitProject(directory->get(), project);
+      });
+      limitProject(directory->get(), action.project, action.limit);
+    });
+  }
+
+  void operator()(const UnlimitTree& action) {
+    inContext("unlimit " + action.path, [&] {
+      const Fd directory = openWithoutLinks(action.path, O_PATH | O_DIRECTORY);
+      if (!directory && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP))
+        return;  // not what we limited
+      if (!directory) throw errnoError("open");
+      unlimitProject(directory.get(), action.project);
+    });
+  }
+
+  void operator()(const MakeImage& action) {
+    if (!imageBytes(action.image))
+      undo_.emplace_back([action] { removeImage(action.image, action.workspace); });
+    makeImage(action.image, action.bytes, action.owner);
+  }
+
+  void operator()(const RemoveImage& action) { removeImage(action.image, action.workspace); }
+
   void undo() noexcept {
     for (auto step = undo_.rbegin(); step != undo_.rend(); ++step) {
       try {
         (*step)();
       } catch (const std::exception& error) {
-        spdlog::warn("while undoing: {}", error.what());
+        spdlog::warn("while undoing: {}", printable(error.what()));
       }
     }
   }

@@ -13,7 +13,9 @@
 #include "system/idmap.h"
 #include "system/machined.h"
 #include "system/network.h"
+#include "system/quota.h"
 #include "system/run_record.h"
+#include "system/workspace.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/lock.h"
@@ -46,6 +48,21 @@ void checkGuards(const Settings& settings, const Machine& machine, Systemd& syst
   checkNetworkGuards(settings);
   if (systemd.activeState("agentmachine-proxy.service") != "active")
     throw Error("the filtering proxy is not running: systemctl status agentmachine-proxy");
+}
+
+/// The limit is there before anything can be written, whatever was done to directory and mounts since
+/// `create`.
+void checkWorkspaceLimit(const Settings& settings, const Machine& machine, int directory) {
+  const auto& [card, allocation] = machine;
+  inContext("workspace " + card.workspace.str(), [&] {
+    const std::string image = imagePath(settings, card.workspace);
+    if (allocation.workspaceImage && !isImageMounted(directory, image))
+      throw Error(
+          std::format("{} is not mounted there: systemctl start '{}'", image, imageUnit(card.workspace)));
+    if (allocation.project != 0) limitProject(directory, allocation.project, workspaceLimit(card));
+    if (card.limits.diskMb && !allocation.workspaceImage && allocation.project == 0)
+      throw Error("disk_mb is not enforced for this machine: `agentmachine create` its card again");
+  });
 }
 
 /// Held while a machine's key is delivered or taken back, so that a key that changes just then can't outlive
@@ -93,7 +110,10 @@ void prepareMachine(const Settings& settings, const Machine& machine, Systemd& s
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   checkGuards(settings, machine, systemd);
   const uid_t agent = machine.allocation.uidBase + agentUid;
-  mountMapped(machine.card.workspace.str(), paths.workspace, {agent, agent});
+  // Opened once: what was judged is what is mounted.
+  const Fd workspace = openWorkspace(machine.card.workspace.str());
+  checkWorkspaceLimit(settings, machine, workspace.get());
+  mountMapped(workspace.get(), paths.workspace, {agent, agent});
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
   removeEndRecord(paths.runtime);
   (void)consumeExpiredMark(paths.runtime);
@@ -169,6 +189,10 @@ void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd
     }
     if (state == stateOf(file)) return;
   }
+}
+
+void mountWorkspace(const Settings& settings, const AbsolutePath& workspace) {
+  mountImage(imagePath(settings, workspace), workspace.str());
 }
 
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {

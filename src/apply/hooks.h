@@ -26,4 +26,7 @@ void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd
 /// Of agentmachine-expire@.service, which the TTL's timer starts: stops the machine and notes why.
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
 
+/// Of agentmachine-workspace@.service: mounts the image that holds a workspace.
+void mountWorkspace(const Settings& settings, const AbsolutePath& workspace);
+
 }  // namespace agentmachine

@@ -1,5 +1,7 @@
 #include "apply/lifecycle.h"
 
+#include <filesystem>
+
 #include "apply/apply.h"
 #include "plan/policy.h"
 #include "system/host.h"
@@ -57,6 +59,22 @@ void applyChange(const Plan& plan, const Card& card, const Host& host, Systemd& 
   }
   applyPlan(plan, systemd);
   if (uncut) throw *uncut;
+}
+
+/// Workspaces that have an image, of machines or kept when one was removed.
+std::vector<AbsolutePath> keptImages(const Settings& settings) {
+  std::vector<AbsolutePath> workspaces;
+  const std::string directory = imagesOfWorkspaces(settings), ending = ".img";
+  std::error_code absent;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory, absent)) {
+    const std::string path = entry.path().string().substr(directory.size());
+    if (!entry.is_regular_file() || !path.ends_with(ending)) continue;
+    // What is no path that a card can have was put there by somebody else; left-overs of a killed run are
+    // ".#…".
+    const auto workspace = AbsolutePath::parse(path.substr(0, path.size() - ending.size()));
+    if (workspace && !entry.path().filename().string().starts_with(".#")) workspaces.push_back(*workspace);
+  }
+  return workspaces;
 }
 
 }  // namespace
@@ -131,6 +149,13 @@ void renderAll(const Settings& settings, Systemd& systemd) {
       applyPlan(planRender(machine, host), systemd);
     } catch (const Error& cause) {
       failures += "\n  " + id + ": " + cause.what();
+    }
+  }
+  for (const auto& workspace : keptImages(settings)) {
+    try {
+      applyPlan({StartUnit{imageUnit(workspace)}}, systemd);
+    } catch (const Error& cause) {
+      failures += "\n  " + workspace.str() + ": " + cause.what();
     }
   }
   if (!failures.empty()) throw Error("render machines:" + failures);

@@ -9,6 +9,7 @@
 #include "plan/plan.h"
 #include "system/host.h"
 #include "util/error.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -20,9 +21,9 @@ void addCheckCommand(CLI::App& app, int& status) {
     for (const auto& path : *cards) {
       try {
         (void)loadCard(path);
-        std::cout << path << ": ok\n";
+        std::cout << printable(path) << ": ok\n";
       } catch (const Error& error) {
-        std::cout << error.what() << "\n";
+        std::cout << printable(error.what()) << "\n";
         status = failure;
       }
     }
@@ -37,7 +38,7 @@ void addPlanCommand(CLI::App& app) {
     const Card card = loadCard(*path);
     requireRoot("plan");  // the state it is compared with is root's
     const Settings settings = readSettings();
-    std::cout << describe(planCreate(card, snapshot(settings, {card})));
+    std::cout << printable(describe(planCreate(card, snapshot(settings, {card}))));
   });
 }
 

@@ -113,7 +113,9 @@ std::string humanTime(std::chrono::sys_seconds time) {
   return text;
 }
 
-void printTable(const std::vector<std::string>& headings, const std::vector<std::vector<std::string>>& rows) {
+void printTable(const std::vector<std::string>& headings, std::vector<std::vector<std::string>> rows) {
+  for (auto& row : rows)
+    for (auto& cell : row) cell = printable(cell);
   std::vector<std::size_t> widths;
   for (std::size_t column = 0; column < headings.size(); ++column) {
     std::size_t widest = width(headings[column]);

@@ -35,7 +35,7 @@ std::string humanDuration(std::chrono::seconds duration);
 /// "2026-11-24 04:20:01" in local time.
 std::string humanTime(std::chrono::sys_seconds time);
 
-/// Prints rows under their headings in aligned columns.
-void printTable(const std::vector<std::string>& headings, const std::vector<std::vector<std::string>>& rows);
+/// Prints rows under their headings in aligned columns, and whatever a terminal would obey escaped.
+void printTable(const std::vector<std::string>& headings, std::vector<std::vector<std::string>> rows);
 
 }  // namespace agentmachine

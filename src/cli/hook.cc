@@ -61,6 +61,14 @@ void addHookCommand(CLI::App& app) {
                    Systemd systemd;
                    renewKey(settings, machine, systemd);
                  });
+  auto workspace = std::make_shared<std::string>();
+  auto* mount = hook->add_subcommand("workspace", "of agentmachine-workspace@.service");
+  mount->add_option("PATH", *workspace, "the workspace")->required();
+  mount->callback([workspace] {
+    const auto path = AbsolutePath::parse(*workspace);
+    if (!path) throw Error(*workspace + ": " + path.error());
+    mountWorkspace(readSettings(), *path);
+  });
   hook->add_subcommand("render", "of agentmachine-render.service, at boot")->callback([] {
     Systemd systemd;
     renderAll(readSettings(), systemd);

@@ -1,6 +1,7 @@
 // start, stop, restart and rm: the same shape, a list of ids and one act on each.
 #include "apply/lifecycle.h"
 
+#include <format>
 #include <functional>
 #include <iostream>
 #include <memory>
@@ -113,6 +114,10 @@ void addRemoveCommand(CLI::App& app) {
       const Machine machine = findMachine(settings, id);
       removeMachine(settings, machine, systemd, *workspace);
       std::cout << machine.name().str() << "\n";
+      if (machine.allocation.workspaceImage && !*workspace)
+        std::cerr << std::format(
+            "{0} stays, mounted at every boot, in {1}; to remove it: umount {0} && rm {1}\n",
+            machine.card.workspace.str(), imagePath(settings, machine.card.workspace));
     });
   });
 }

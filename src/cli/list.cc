@@ -9,6 +9,7 @@
 #include "cli/common.h"
 #include "system/host.h"
 #include "util/error.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -36,6 +37,10 @@ nlohmann::ordered_json toJson(const MachineStatus& status) {
       {"tasks", orNull(status.tasks)},
       {"unit", status.machine.name().unit()},
   };
+  if (status.workspace) {
+    json["workspace_bytes"] = status.workspace->bytes;
+    json["workspace_limit_bytes"] = status.workspace->limitBytes;
+  }
   json["end"] = nullptr;
   if (status.end) json["end"] = {{"result", status.end->result}, {"status", status.end->status}};
   return json;
@@ -61,7 +66,7 @@ std::vector<std::string> tableRow(const MachineStatus& status) {
 
 void printDetails(const MachineStatus& status) {
   const auto row = [](const std::string& name, const std::string& value) {
-    std::cout << std::format("{:>12}: {}\n", name, value);
+    std::cout << std::format("{:>12}: {}\n", name, printable(value));
   };
   const auto& [card, allocation] = status.machine;
   row("ID", card.id.str());
@@ -72,6 +77,8 @@ void printDetails(const MachineStatus& status) {
   if (status.ttlRemaining) row("TTL left", humanDuration(*status.ttlRemaining));
   row("Address", allocation.address.str());
   row("Workspace", card.workspace.str());
+  if (status.workspace)
+    row("Space", humanBytes(status.workspace->bytes) + " of " + humanBytes(status.workspace->limitBytes));
   row("Image", allocation.image);
   row("Users", std::format("{}-{}", allocation.uidBase, allocation.uidBase + uidRangeSize - 1));
   row("Memory", (status.memoryBytes ? humanBytes(*status.memoryBytes) + " of " : "at most ") +

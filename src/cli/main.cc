@@ -8,6 +8,17 @@
 #include "build_config.h"
 #include "cli/commands.h"
 #include "util/error.h"
+#include "util/text.h"
+
+namespace {
+
+/// Messages hold what agents named, wrote to the journal or answered: nothing of it reaches the terminal as
+/// more than text.
+void tell(const std::string& message) {
+  std::cerr << "agentmachine: " << agentmachine::printable(message) << "\n";
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace agentmachine;
@@ -61,17 +72,17 @@ int main(int argc, char** argv) {
     // CLI11 says only that a command is missing, whatever was typed in its place.
     const bool unknown = app.get_subcommands().empty() && !app.remaining().empty();
     std::cerr << "agentmachine: "
-              << (unknown ? "there is no command \"" + app.remaining().front() + "\"" : error.what())
+              << printable(unknown ? "there is no command \"" + app.remaining().front() + "\"" : error.what())
               << "\nTry: agentmachine";
     for (const auto* command : app.get_subcommands()) std::cerr << " " << command->get_name();
     std::cerr << " --help\n";
     return usage;
   } catch (const Error& error) {
-    std::cerr << "agentmachine: " << error.what() << "\n";
+    tell(error.what());
     const bool runsACommand = app.got_subcommand("exec") || app.got_subcommand("run");
     return runsACommand ? ownFailure : failure;
   } catch (const std::exception& error) {
-    std::cerr << "agentmachine: " << error.what() << "\n";
+    tell(error.what());
     return failure;
   }
   return status;

@@ -5,12 +5,18 @@
 #include <filesystem>
 #include <map>
 
+#include <fcntl.h>
+#include <sys/statvfs.h>
+
 #include "plan/unit.h"
 #include "system/clock.h"
 #include "system/host.h"
+#include "system/quota.h"
+#include "system/workspace.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/text.h"
+#include "util/tree.h"
 
 namespace agentmachine {
 
@@ -30,6 +36,29 @@ std::optional<std::uint64_t> cgroupNumber(const MachineName& name, const char* f
   std::uint64_t value = 0;
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
   return error == std::errc() ? std::optional(value) : std::nullopt;
+}
+
+/// A question to the quota or the file system, whatever the workspace holds; nothing if it has no limit, or
+/// isn't there any more.
+std::optional<SpaceUsage> workspaceUsage(const Settings& settings, const Machine& machine) {
+  const auto& [card, allocation] = machine;
+  if (allocation.project == 0 && !allocation.workspaceImage) return std::nullopt;
+  const Fd directory = openWithoutLinks(card.workspace.str(), O_PATH | O_DIRECTORY);
+  if (!directory) return std::nullopt;
+  try {
+    if (allocation.project != 0) {
+      const auto usage = projectUsage(directory.get(), allocation.project);
+      return SpaceUsage{.bytes = usage.bytes, .limitBytes = usage.limit.bytes};
+    }
+    struct statvfs st{};
+    if (!isImageMounted(directory.get(), imagePath(settings, card.workspace)) ||
+        fstatvfs(directory.get(), &st) < 0)
+      return std::nullopt;
+    return SpaceUsage{.bytes = (st.f_blocks - st.f_bfree) * st.f_frsize,
+                      .limitBytes = st.f_blocks * st.f_frsize};
+  } catch (const Error&) {
+    return std::nullopt;  // mounted without quotas meanwhile
+  }
 }
 
 MachineState endedState(const std::optional<EndRecord>& end) {
@@ -66,6 +95,7 @@ std::vector<MachineStatus> listMachines(const Settings& settings, Systemd& syste
     const auto unit = units.find(name.unit());
     const std::string active = unit == units.end() ? "inactive" : unit->second.active;
     MachineStatus status{.machine = std::move(machine)};
+    status.workspace = workspaceUsage(settings, status.machine);
     status.end = readEndRecord(paths.runtime);
     if (active == "inactive" || active == "failed") {
       status.state = endedState(status.end);

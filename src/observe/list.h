@@ -15,6 +15,11 @@ namespace agentmachine {
 enum class MachineState { created, running, stopped, failed, expired };
 std::string_view toString(MachineState state);
 
+struct SpaceUsage {
+  std::uint64_t bytes = 0;
+  std::uint64_t limitBytes = 0;
+};
+
 struct MachineStatus {
   Machine machine;
   MachineState state = MachineState::created;
@@ -23,7 +28,8 @@ struct MachineStatus {
   std::optional<std::chrono::seconds> ttlRemaining;  ///< of the present run
   std::optional<std::uint64_t> memoryBytes;
   std::optional<std::uint64_t> tasks;
-  std::optional<EndRecord> end;  ///< how the last run ended
+  std::optional<SpaceUsage> workspace;  ///< if its size is limited
+  std::optional<EndRecord> end;         ///< how the last run ended
 };
 
 /// Every machine of the state, by id; running ones are those of systemd's units, and limits are read from

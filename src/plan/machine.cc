@@ -10,15 +10,31 @@ namespace agentmachine {
 
 namespace {
 constexpr int stateVersion = 1;
+constexpr std::size_t maxUnitName = 255;  // systemd's UNIT_NAME_MAX
+
+/// systemd.unit(5): "/" becomes "-", what a unit's name can't hold \xNN.
+std::string escapePath(std::string_view path) {
+  std::string name;
+  for (const char c : path.substr(1)) {
+    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                       c == '_' || (c == '.' && !name.empty());
+    if (c == '/')
+      name += '-';
+    else
+      name += plain ? std::string(1, c) : std::format("\\x{:02x}", static_cast<unsigned char>(c));
+  }
+  return name;
 }
+}  // namespace
 
 std::string toJson(const Allocation& allocation) {
-  return nlohmann::ordered_json{{"version", stateVersion},
-                                {"image", allocation.image},
-                                {"address", allocation.address.str()},
-                                {"uid_base", allocation.uidBase}}
-             .dump(2) +
-         "\n";
+  nlohmann::ordered_json json = {{"version", stateVersion},
+                                 {"image", allocation.image},
+                                 {"address", allocation.address.str()},
+                                 {"uid_base", allocation.uidBase}};
+  if (allocation.project != 0) json["project"] = allocation.project;
+  if (allocation.workspaceImage) json["workspace_image"] = true;
+  return json.dump(2) + "\n";
 }
 
 Allocation parseAllocation(std::string_view text) {
@@ -29,10 +45,36 @@ Allocation parseAllocation(std::string_view text) {
                               version, stateVersion));
     const auto address = Ipv4::parse(json.at("address").get<std::string>());
     if (!address) throw Error("\"address\" is no IPv4 address");
-    return {.image = json.at("image"), .address = *address, .uidBase = json.at("uid_base")};
+    return {.image = json.at("image"),
+            .address = *address,
+            .uidBase = json.at("uid_base"),
+            .project = json.value("project", std::uint32_t{0}),
+            .workspaceImage = json.value("workspace_image", false)};
   } catch (const nlohmann::json::exception& cause) {
     throw Error(cause.what());
   }
+}
+
+SizeLimit workspaceLimit(const Card& card) {
+  const std::uint64_t bytes = card.limits.diskMb.value() << 20;
+  return {.bytes = bytes, .inodes = bytes / bytesPerInode};
+}
+
+std::string imagesOfWorkspaces(const Settings& settings) {
+  return settings.stateDirectory + "/workspaces";
+}
+
+std::string imagePath(const Settings& settings, const AbsolutePath& workspace) {
+  return imagesOfWorkspaces(settings) + workspace.str() + ".img";
+}
+
+std::string imageUnit(const AbsolutePath& workspace) {
+  const std::string name = "agentmachine-workspace@" + escapePath(workspace.str()) + ".service";
+  if (name.size() > maxUnitName)
+    throw Error(std::format(
+        "workspace {}: its path is too long for the unit that would mount an image there; use a shorter one",
+        workspace.str()));
+  return name;
 }
 
 std::string hostInterface(const Settings& settings, Ipv4 address) {

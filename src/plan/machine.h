@@ -14,9 +14,11 @@ namespace agentmachine {
 
 /// What the host gave one machine; kept in its state until it is removed.
 struct Allocation {
-  std::string image;          ///< content digest, "sha256-…"
-  Ipv4 address;               ///< inside, on the bridge's network
-  std::uint32_t uidBase = 0;  ///< first of the 65536 host uids the machine's users are mapped to
+  std::string image;            ///< content digest, "sha256-…"
+  Ipv4 address;                 ///< inside, on the bridge's network
+  std::uint32_t uidBase = 0;    ///< first of the 65536 host uids the machine's users are mapped to
+  std::uint32_t project = 0;    ///< whose quota limits the workspace; 0: none does
+  bool workspaceImage = false;  ///< the workspace is in imagePath
   bool operator==(const Allocation&) const = default;
 };
 
@@ -35,6 +37,25 @@ constexpr std::uint16_t serverPort = 4096;
 /// that was replaced is seen.
 constexpr std::string_view agentKeyDirectory = "/run/agentmachine/agent";
 constexpr std::string_view agentKeyFile = "/run/agentmachine/agent/api-key";
+
+/// How much a workspace may hold.
+struct SizeLimit {
+  std::uint64_t bytes = 0;
+  std::uint64_t inodes = 0;
+  bool operator==(const SizeLimit&) const = default;
+};
+/// One inode for so many bytes: the files of a project are larger than that on average.
+constexpr std::uint64_t bytesPerInode = 8192;
+/// What the card's `disk_mb` comes to; it must have one.
+SizeLimit workspaceLimit(const Card& card);
+
+/// The file that holds a workspace as a file system of its own. It is the workspace's, not the machine's: it
+/// stays when the machine is removed and its workspace is kept.
+std::string imagePath(const Settings& settings, const AbsolutePath& workspace);
+/// Where all of those are.
+std::string imagesOfWorkspaces(const Settings& settings);
+/// The unit that mounts it. Throws Error if the path is too long for the name of a unit.
+std::string imageUnit(const AbsolutePath& workspace);
 
 /// Host side of the machine's veth: "am-" and the address's place in the bridge's network, so that it is
 /// unique, known before the start, and fits IFNAMSIZ (15 characters).

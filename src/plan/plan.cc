@@ -42,6 +42,33 @@ std::uint32_t freeUidBase(const Host& host) {
                   host.settings.uidRanges));
 }
 
+constexpr std::uint64_t mebibyte = 1 << 20;
+
+/// What limits the size of a workspace.
+enum class LimitedBy { nothing, project, image };
+
+LimitedBy limitedBy(const Card& card, const WorkspaceFacts& facts) {
+  // An image stays what the workspace is, whatever the card says by now.
+  if (facts.imageBytes != 0) return LimitedBy::image;
+  if (!card.limits.diskMb) return LimitedBy::nothing;
+  if (facts.projectQuotas) return LimitedBy::project;
+  if (!facts.exists || facts.empty) return LimitedBy::image;
+  throw Error(std::format(
+      "workspace {}: disk_mb can't be enforced on it: its file system ({}) has no project quotas, and there "
+      "are files in it already, which an image of that size would hide. Give it a directory that is empty or "
+      "isn't there yet, or one on ext4 (tune2fs -O project,quota) or xfs that is mounted with prjquota, or "
+      "leave disk_mb out",
+      card.workspace.str(), facts.fileSystem));
+}
+
+/// In the machine's own range of user ids, so that no two machines can be given the same.
+std::uint32_t freeProject(std::uint32_t uidBase, const WorkspaceFacts& facts) {
+  for (std::uint32_t project = uidBase; project - uidBase < uidRangeSize; ++project)
+    if (project != 0 && !facts.projects.contains(project)) return project;
+  throw Error("all project ids of the machine's range are in use");
+}
+
+/// What the host gives the machine, but for what limits its workspace.
 Allocation allocate(const Card& card, const Host& host) {
   const auto existing = host.machines.find(card.id.str());
   if (existing != host.machines.end()) return existing->second.allocation;
@@ -50,6 +77,36 @@ Allocation allocate(const Card& card, const Host& host) {
         "there is no image yet: `agentmachine image build` makes one, `agentmachine image import TARBALL` "
         "takes one made elsewhere");
   return {.image = host.images.front(), .address = freeAddress(host), .uidBase = freeUidBase(host)};
+}
+
+/// The size is the workspace's: with another one the old would stay limited and nobody would know by whom.
+void checkWorkspaceStays(const Card& card, const Host& host) {
+  const auto existing = host.machines.find(card.id.str());
+  if (existing == host.machines.end()) return;
+  const auto& [old, allocation] = existing->second;
+  if (old.workspace != card.workspace && (allocation.project != 0 || allocation.workspaceImage))
+    throw Error(std::format(
+        "workspace {}: the machine has {}, whose size is limited; `agentmachine rm {}` first, which "
+        "keeps the files",
+        card.workspace.str(), old.workspace.str(), card.id.str()));
+}
+
+void checkProject(const Card& card, const WorkspaceFacts& facts, std::uint32_t ours) {
+  if (facts.project != 0 && facts.project != ours)
+    throw Error(
+        std::format("workspace {}: belongs to project {} of somebody else, who may limit it already: leave "
+                    "disk_mb out, or "
+                    "take it out of the project (chattr -R -p 0 {})",
+                    card.workspace.str(), facts.project, card.workspace.str()));
+}
+
+void checkImageSize(const Card& card, const WorkspaceFacts& facts) {
+  if (card.limits.diskMb && *card.limits.diskMb * mebibyte < facts.imageBytes)
+    throw Error(
+        std::format("workspace {}: is in an image of {} MiB, which can't be made smaller: let disk_mb be "
+                    "that or more, or "
+                    "remove machine and workspace and begin anew",
+                    card.workspace.str(), facts.imageBytes / mebibyte));
 }
 
 /// Two ids that become one machine name ("x" and "agent-x") can't both be machines.
@@ -74,18 +131,20 @@ void checkWorkspaceIsAlone(const Card& card, const Host& host) {
 
 void checkWorkspace(const Card& card, const Host& host) {
   checkWorkspaceIsAlone(card, host);
+  checkWorkspaceStays(card, host);
   const std::string& path = card.workspace.str();
   const auto& facts = host.workspaces.at(path);
   if (facts.throughLink)
     throw Error(
         std::format("workspace {}: a part of it is a symbolic link; write the path it leads to", path));
   if (facts.exists && !facts.directory) throw Error(std::format("workspace {}: is no directory", path));
-  if (facts.exists && facts.owner.user == 0)
+  if (facts.exists && facts.owner.user == 0 && facts.imageBytes == 0)
     throw Error(std::format(
         "workspace {}: belongs to root, and what the agent writes would too; give it to the person "
         "it works for: chown -R USER: {}",
         path, path));
-  if (!facts.idmappable)
+  // An image's own file system can be mapped, whatever it is mounted on.
+  if (!facts.idmappable && limitedBy(card, facts) != LimitedBy::image)
     throw Error(std::format(
         "workspace {}: its file system ({}) can't map user ids (mount_setattr(2)); use a directory "
         "on ext4, xfs, btrfs or tmpfs",
@@ -133,6 +192,11 @@ void checkKey(const Card& card, const Settings& settings) {
                     url.host, host.error()));
 }
 
+std::string parentOf(const std::string& path) {
+  const auto slash = path.rfind('/');
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
 std::string describeOwner(const Owner& owner) {
   return std::format("{}:{}", owner.user, owner.group);
 }
@@ -153,6 +217,26 @@ struct Describe {
   std::string operator()(const Remove& action) const { return std::format("remove {}\n", action.path); }
   std::string operator()(const StartUnit& action) const { return std::format("start {}\n", action.unit); }
   std::string operator()(const StopUnit& action) const { return std::format("stop {}\n", action.unit); }
+  std::string operator()(const MakeWorkspace& action) const {
+    return std::format("workspace {} {}\n", action.path, describeOwner(action.owner));
+  }
+  std::string operator()(const RemoveWorkspace& action) const {
+    return std::format("remove workspace {}\n", action.path);
+  }
+  std::string operator()(const LimitTree& action) const {
+    return std::format("limit {} to {} MiB and {} inodes, as project {}\n", action.path,
+                       action.limit.bytes / mebibyte, action.limit.inodes, action.project);
+  }
+  std::string operator()(const UnlimitTree& action) const {
+    return std::format("unlimit {}, no longer project {}\n", action.path, action.project);
+  }
+  std::string operator()(const MakeImage& action) const {
+    return std::format("image {} of {} MiB {}\n", action.image, action.bytes / mebibyte,
+                       describeOwner(action.owner));
+  }
+  std::string operator()(const RemoveImage& action) const {
+    return std::format("unmount {} and remove its image {}\n", action.workspace, action.image);
+  }
 };
 
 }  // namespace
@@ -174,23 +258,26 @@ Plan planHosts(const Machine& machine, const Host& host) {
 Plan planRender(const Machine& machine, const Host& host) {
   const Settings& settings = host.settings;
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  return {
-      MakeDirectory{paths.runtime, 0700, {}},
-      MakeDirectory{paths.credentials, 0700, {}},
-      // As seen inside: the agent's to read, nobody's to write. `runtime` keeps everybody else out.
-      MakeDirectory{paths.agentKey.substr(0, paths.agentKey.rfind('/')), 0750, {0, agentUid}},
-      WriteFile{paths.opencode, renderOpencodeConfig(machine.card, settings), 0644, {}},
-      MakeDirectory{settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
-      planPolicy(machine, host),
-      MakeDirectory{"/run/systemd/system/" + machine.name().unit() + ".d", 0755, {}},
-      WriteFile{paths.dropIn, renderDropIn(machine, settings, host.program), 0644, {}},
-      MakeDirectory{"/run/systemd/nspawn", 0755, {}},
-      // Root's alone: it holds the card's environment.
-      WriteFile{paths.settings, renderNspawnSettings(machine, settings, host.init), 0600, {}},
-      MakeDirectory{"/run/machines", 0755, {}},
-      // Last: without the link neither nspawn nor machinectl finds anything to start.
-      Link{paths.rootLink, imageTree(settings, machine.allocation.image)},
-  };
+  Plan plan;
+  if (machine.allocation.workspaceImage) plan.push_back(StartUnit{imageUnit(machine.card.workspace)});
+  append(plan, Plan{
+                   MakeDirectory{paths.runtime, 0700, {}},
+                   MakeDirectory{paths.credentials, 0700, {}},
+                   // As seen inside: the agent's to read, nobody's to write. `runtime` keeps everybody else out.
+                   MakeDirectory{paths.agentKey.substr(0, paths.agentKey.rfind('/')), 0750, {0, agentUid}},
+                   WriteFile{paths.opencode, renderOpencodeConfig(machine.card, settings), 0644, {}},
+                   MakeDirectory{settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
+                   planPolicy(machine, host),
+                   MakeDirectory{"/run/systemd/system/" + machine.name().unit() + ".d", 0755, {}},
+                   WriteFile{paths.dropIn, renderDropIn(machine, settings, host.program), 0644, {}},
+                   MakeDirectory{"/run/systemd/nspawn", 0755, {}},
+                   // Root's alone: it holds the card's environment.
+                   WriteFile{paths.settings, renderNspawnSettings(machine, settings, host.init), 0600, {}},
+                   MakeDirectory{"/run/machines", 0755, {}},
+                   // Last: without the link neither nspawn nor machinectl finds anything to start.
+                   Link{paths.rootLink, imageTree(settings, machine.allocation.image)},
+               });
+  return plan;
 }
 
 Plan planCreate(const Card& card, const Host& host) {
@@ -198,14 +285,36 @@ Plan planCreate(const Card& card, const Host& host) {
   checkProxy(card, host.settings);
   checkKey(card, host.settings);
   checkWorkspace(card, host);
-  const Machine machine{card, allocate(card, host)};
+  const WorkspaceFacts& facts = host.workspaces.at(card.workspace.str());
+  const LimitedBy limit = limitedBy(card, facts);
+  Machine machine{card, allocate(card, host)};
+  const std::uint32_t oldProject = machine.allocation.project;
+  machine.allocation.workspaceImage = limit == LimitedBy::image;
+  if (limit != LimitedBy::project)
+    machine.allocation.project = 0;
+  else if (oldProject == 0)
+    machine.allocation.project = freeProject(machine.allocation.uidBase, facts);
   const auto paths = machinePaths(host.settings, card.id, machine.allocation.address);
   Plan plan;
-  if (!host.workspaces.at(card.workspace.str()).exists)
-    plan.push_back(MakeDirectory{card.workspace.str(), 0750, host.requester});
+  if (!facts.exists) {
+    plan.push_back(MakeDirectory{parentOf(card.workspace.str()), 0755, {}});
+    plan.push_back(MakeWorkspace{card.workspace.str(), host.requester});
+  }
+  if (oldProject != 0 && machine.allocation.project == 0)
+    plan.push_back(UnlimitTree{card.workspace.str(), oldProject});
+  if (limit == LimitedBy::image) {
+    checkImageSize(card, facts);
+    plan.push_back(MakeImage{imagePath(host.settings, card.workspace), card.workspace.str(),
+                             card.limits.diskMb ? *card.limits.diskMb * mebibyte : facts.imageBytes,
+                             facts.exists ? facts.owner : host.requester});
+  }
   plan.push_back(MakeDirectory{paths.state, 0700, {}});
   plan.push_back(WriteFile{paths.state + "/card.json", toJson(card), 0600, {}});
   plan.push_back(WriteFile{paths.state + "/machine.json", toJson(machine.allocation), 0600, {}});
+  if (limit == LimitedBy::project) {
+    checkProject(card, facts, machine.allocation.project);
+    plan.push_back(LimitTree{card.workspace.str(), machine.allocation.project, workspaceLimit(card)});
+  }
   append(plan, planRender(machine, host));
   return plan;
 }
@@ -221,7 +330,12 @@ Plan planRemove(const Machine& machine, const Settings& settings, bool removeWor
       Remove{paths.key},
       Remove{paths.runtime},
   };
-  if (removeWorkspace) plan.push_back(Remove{machine.card.workspace.str()});
+  const std::string& workspace = machine.card.workspace.str();
+  // Before the machine's id is another's: a kept workspace belongs to no project any more.
+  if (machine.allocation.project != 0) plan.push_back(UnlimitTree{workspace, machine.allocation.project});
+  if (removeWorkspace && machine.allocation.workspaceImage)
+    plan.push_back(RemoveImage{imagePath(settings, machine.card.workspace), workspace});
+  if (removeWorkspace) plan.push_back(RemoveWorkspace{workspace});
   // The address and the users are free for others from here on.
   plan.push_back(Remove{paths.state});
   return plan;

@@ -38,7 +38,41 @@ struct StopUnit {
   std::string unit;
 };
 
-using Action = std::variant<MakeDirectory, WriteFile, Link, Remove, StartUnit, StopUnit>;
+/// Makes a workspace, in a directory that is there, and follows no link on the way to it.
+struct MakeWorkspace {
+  std::string path;
+  Owner owner;
+};
+/// Removes a workspace and all in it; an absent one is no error.
+struct RemoveWorkspace {
+  std::string path;
+};
+/// Limits what a directory with all below it may hold, by the quota of a project.
+struct LimitTree {
+  std::string path;
+  std::uint32_t project = 0;
+  SizeLimit limit;
+};
+/// Undoes LimitTree; an absent directory is no error.
+struct UnlimitTree {
+  std::string path;
+  std::uint32_t project = 0;
+};
+/// Makes the image of a workspace, or makes it longer.
+struct MakeImage {
+  std::string image;
+  std::string workspace;
+  std::uint64_t bytes = 0;
+  Owner owner;
+};
+/// Unmounts the image of a workspace and removes it.
+struct RemoveImage {
+  std::string image;
+  std::string workspace;
+};
+
+using Action = std::variant<MakeDirectory, WriteFile, Link, Remove, StartUnit, StopUnit, MakeWorkspace,
+                            RemoveWorkspace, LimitTree, UnlimitTree, MakeImage, RemoveImage>;
 /// Done from first to last; `apply` undoes what a failed one made.
 using Plan = std::vector<Action>;
 

@@ -1,6 +1,8 @@
 // The host as it was just before planning: all that a plan may depend on besides its card. Pure: no I/O.
 #pragma once
+#include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -22,8 +24,13 @@ struct WorkspaceFacts {
   bool directory = false;
   bool throughLink = false;  ///< some component is a symbolic link
   Owner owner;
-  bool idmappable = false;  ///< mount_setattr(2) can map its users
-  std::string fileSystem;   ///< its type, for messages
+  bool idmappable = false;           ///< mount_setattr(2) can map its users
+  std::string fileSystem;            ///< its type, for messages
+  bool empty = false;                ///< a directory with nothing in it
+  bool projectQuotas = false;        ///< its file system counts projects and enforces their limits
+  std::uint32_t project = 0;         ///< the one the directory belongs to; 0: none
+  std::set<std::uint32_t> projects;  ///< of its file system that are somebody's
+  std::uint64_t imageBytes = 0;      ///< size of the image (imagePath) that holds it; 0: there is none
 };
 
 /// A snapshot of the host, taken before planning.

@@ -87,6 +87,8 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
       .set("Wants", "agentmachine-network.service agentmachine-proxy.service")
       .set("After", "agentmachine-network.service agentmachine-proxy.service");
   if (machine.card.ttl.count() > 0) file.set("Wants", paths.ttlTimer);
+  if (machine.allocation.workspaceImage)
+    file.set("Requires", imageUnit(machine.card.workspace)).set("After", imageUnit(machine.card.workspace));
   file.section("Service").set("Slice", machineSlice);
   setHooks(file, machine, program);
   setLimits(file, machine.card.limits);

@@ -4,19 +4,20 @@
 
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/openat2.h>
 #include <pwd.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 
 #include "build_config.h"
 #include "system/idmap.h"
 #include "system/image_store.h"
+#include "system/quota.h"
+#include "system/workspace.h"
 #include "util/error.h"
 #include "util/fd.h"
 #include "util/file.h"
 #include "util/process.h"
 #include "util/text.h"
+#include "util/tree.h"
 
 namespace agentmachine {
 
@@ -27,11 +28,7 @@ namespace {
 constexpr std::size_t maxStateBytes = 2 * maxCardBytes;
 
 bool leadsThroughLink(const std::string& path) {
-  open_how how{};
-  how.flags = O_PATH | O_CLOEXEC;
-  how.resolve = RESOLVE_NO_SYMLINKS;
-  const Fd fd{static_cast<int>(syscall(SYS_openat2, AT_FDCWD, path.c_str(), &how, sizeof how))};
-  return !fd && errno == ELOOP;
+  return !openWithoutLinks(path, O_PATH) && errno == ELOOP;
 }
 
 std::string fileSystemOf(const std::string& path) {
@@ -86,7 +83,8 @@ std::map<std::string, Machine> readMachines(const Settings& settings) {
   return machines;
 }
 
-WorkspaceFacts workspaceFacts(const std::string& path) {
+WorkspaceFacts workspaceFacts(const Settings& settings, const AbsolutePath& workspace) {
+  const std::string& path = workspace.str();
   WorkspaceFacts facts;
   struct stat st{};
   facts.throughLink = leadsThroughLink(path);
@@ -98,6 +96,14 @@ WorkspaceFacts workspaceFacts(const std::string& path) {
   while (!fs::exists(existing) && existing != existing.root_path()) existing = existing.parent_path();
   facts.idmappable = canIdmap(existing.string());
   facts.fileSystem = fileSystemOf(existing.string());
+  const Fd directory{open(existing.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  if (directory) {
+    facts.empty = facts.directory && fs::is_empty(path);
+    facts.projectQuotas = enforcesProjectQuotas(directory.get());
+    if (facts.directory) facts.project = projectOf(directory.get());
+    if (facts.projectQuotas) facts.projects = projectsInUse(directory.get(), settings.uidBase);
+  }
+  facts.imageBytes = imageBytes(imagePath(settings, workspace)).value_or(0);
   return facts;
 }
 
@@ -113,7 +119,7 @@ Host snapshot(const Settings& settings, const std::vector<Card>& cards) {
   for (const auto& image : ImageStore(settings.stateDirectory + "/images").list())
     host.images.push_back(image.digest);
   for (const auto& card : cards)
-    host.workspaces.emplace(card.workspace.str(), workspaceFacts(card.workspace.str()));
+    host.workspaces.emplace(card.workspace.str(), workspaceFacts(settings, card.workspace));
   return host;
 }
 

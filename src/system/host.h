@@ -23,7 +23,7 @@ std::optional<Machine> readMachine(const Settings& settings, const AgentId& id);
 /// Group of the proxy's user, who reads policies and keys. Throws Error if there is no such user.
 gid_t proxyGroup(const Settings& settings);
 
-WorkspaceFacts workspaceFacts(const std::string& path);
+WorkspaceFacts workspaceFacts(const Settings& settings, const AbsolutePath& workspace);
 
 /// The snapshot for planning these cards. A new workspace is for the person behind sudo (SUDO_UID) or, with
 /// nobody there, for Settings::workspaceUser.

@@ -6,7 +6,6 @@
 #include <fstream>
 
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -85,22 +84,12 @@ bool canIdmap(const std::string& path) {
   return directory && mappedTree(directory.get(), userNamespace("0 0 65536\n", "0 0 65536\n"));
 }
 
-void mountMapped(const std::string& source, const std::string& target, Owner seenAs) {
-  inContext("workspace " + source, [&] {
-    open_how how{};
-    how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
-    how.resolve = RESOLVE_NO_SYMLINKS;
-    const Fd directory{static_cast<int>(syscall(SYS_openat2, AT_FDCWD, source.c_str(), &how, sizeof how))};
-    if (!directory && errno == ELOOP)
-      throw Error("a part of it is a symbolic link now; write the path it leads to into the card");
-    if (!directory) throw errnoError("open");
+void mountMapped(int directory, const std::string& target, Owner seenAs) {
+  inContext("mount the workspace", [&] {
     struct stat st{};
-    if (fstat(directory.get(), &st) < 0) throw errnoError("stat");
-    if (st.st_uid == 0)
-      throw Error("belongs to root now; give it to the person it is for: chown -R USER: " + source);
-    const Fd tree =
-        mappedTree(directory.get(), userNamespace(std::format("{} {} 1\n", st.st_uid, seenAs.user),
-                                                  std::format("{} {} 1\n", st.st_gid, seenAs.group)));
+    if (fstat(directory, &st) < 0) throw errnoError("stat");
+    const Fd tree = mappedTree(directory, userNamespace(std::format("{} {} 1\n", st.st_uid, seenAs.user),
+                                                        std::format("{} {} 1\n", st.st_gid, seenAs.group)));
     if (!tree) throw errnoError("map its users");
     unmountMapped(target);
     std::filesystem::create_directories(target);

@@ -10,12 +10,11 @@ namespace agentmachine {
 /// kernel.
 bool canIdmap(const std::string& path);
 
-/// Mounts the directory `source` at `target`, which is made: what belongs to the owner of `source` seems to
-/// be `seenAs`'s and the other way round; nobody else's files can be made or read there. User and group are
-/// mapped each by itself, and neither setuid nor device nodes count. `source` is opened once, without
-/// following any symbolic link, and must not be root's. Throws Error. What an earlier call left at `target`
-/// is unmounted first.
-void mountMapped(const std::string& source, const std::string& target, Owner seenAs);
+/// Mounts an open directory at `target`, which is made: what belongs to the directory's owner seems to be
+/// `seenAs`'s and the other way round; nobody else's files can be made or read there. User and group are
+/// mapped each by itself, and neither setuid nor device nodes count. What is mounted below the directory is
+/// not carried along. Throws Error. What an earlier call left at `target` is unmounted first.
+void mountMapped(int directory, const std::string& target, Owner seenAs);
 
 /// Undoes mountMapped; nothing there is no error.
 void unmountMapped(const std::string& target);

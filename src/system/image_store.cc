@@ -228,8 +228,8 @@ Image ImageStore::import(int archive, const UnpackLimits& limits, const UnpackPr
 
   const Tree files(tree);
   Image image{.digest = std::string(digestPrefix) + sha256(unpacked.manifest),
-              .name = osReleaseField(files, "PRETTY_NAME"),
-              .opencodeVersion = osReleaseField(files, "AGENTMACHINE_OPENCODE_VERSION"),
+              .name = printable(osReleaseField(files, "PRETTY_NAME")),
+              .opencodeVersion = printable(osReleaseField(files, "AGENTMACHINE_OPENCODE_VERSION")),
               .bytes = unpacked.bytes,
               .imported = now()};
   writeFileAtomically(temporary->path() / "manifest", unpacked.manifest, 0644);

@@ -56,12 +56,34 @@ bool isControl(char32_t codePoint) {
          codePoint == 0x2029;
 }
 
+namespace {
+
+/// Controls, and what hides or reorders its neighbours: zero width, marks of direction, byte order mark.
+bool isInvisible(char32_t c) {
+  return isControl(c) || (c >= 0x200b && c < 0x2010) || (c >= 0x2028 && c < 0x202f) ||
+         (c >= 0x2060 && c < 0x2070) || c == 0xfeff;
+}
+
+/// The code point that was taken off `before`, as an escape if it is invisible or was none.
+std::string visible(std::optional<char32_t> c, std::string_view before, std::string_view after) {
+  if (!c) return std::format("\\x{:02x}", static_cast<unsigned char>(before[0]));
+  if (isInvisible(*c)) return std::format("\\u{:04x}", static_cast<unsigned>(*c));
+  return std::string(before.substr(0, before.size() - after.size()));
+}
+
+}  // namespace
+
+std::string printable(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const auto before = text;
+    const auto c = takeCodePoint(text);
+    out += c == U'\n' || c == U'\t' ? std::string(1, before[0]) : visible(c, before, text);
+  }
+  return out;
+}
+
 std::string escaped(std::string_view text, std::size_t maxCharacters) {
-  // Not controls, but they hide or reorder their neighbours: zero width, marks of direction, byte order mark.
-  const auto isInvisible = [](char32_t c) {
-    return (c >= 0x200b && c < 0x2010) || (c >= 0x2028 && c < 0x202f) || (c >= 0x2060 && c < 0x2070) ||
-           c == 0xfeff;
-  };
   std::string out;
   for (std::size_t characters = 0; !text.empty(); ++characters) {
     if (characters == maxCharacters) {
@@ -70,18 +92,14 @@ std::string escaped(std::string_view text, std::size_t maxCharacters) {
     }
     const auto before = text;
     const auto c = takeCodePoint(text);
-    if (!c)
-      out += std::format("\\x{:02x}", static_cast<unsigned char>(before[0]));
-    else if (*c == '"' || *c == '\\')
+    if (c == U'"' || c == U'\\')
       out += {'\\', static_cast<char>(*c)};
-    else if (*c == '\n')
+    else if (c == U'\n')
       out += "\\n";
-    else if (*c == '\t')
+    else if (c == U'\t')
       out += "\\t";
-    else if (isControl(*c) || isInvisible(*c))
-      out += std::format("\\u{:04x}", static_cast<unsigned>(*c));
     else
-      out += before.substr(0, before.size() - text.size());
+      out += visible(c, before, text);
   }
   return out;
 }

@@ -33,6 +33,10 @@ bool isControl(char32_t codePoint);
 /// For people: at most `maxCharacters`, and whatever is invisible, no UTF-8, a quote or a backslash escaped.
 std::string escaped(std::string_view text, std::size_t maxCharacters);
 
+/// For a terminal: `text` with what a terminal obeys, hides or reorders (but line breaks and tabs), and what
+/// is no UTF-8, escaped. The rest stays as it is, so what is harmless already is not changed.
+std::string printable(std::string_view text);
+
 /// escaped, in double quotes and of 60 characters.
 std::string inQuotes(std::string_view text);
 

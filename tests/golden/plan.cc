@@ -17,6 +17,13 @@ Card cardFrom(const std::filesystem::path& path) {
   return *std::move(card);
 }
 
+/// Fits a file, but not the unit of an image.
+std::string longName() {
+  std::string name;
+  for (int i = 0; i < 40; ++i) name += "long-";
+  return name + "path";
+}
+
 /// A host with one machine and one image, and a workspace of each kind.
 Host host() {
   Host host{.settings = {},
@@ -41,6 +48,28 @@ Host host() {
       {"/mnt/agents/file", {.exists = true, .owner = {1000, 1000}, .idmappable = true}},
       {"/mnt/agents/of-root", {.exists = true, .directory = true, .idmappable = true}},
       {"/mnt/agents/overlay", {.idmappable = false, .fileSystem = "overlayfs"}},
+      {"/mnt/agents/" + longName(), absent},
+      {"/mnt/agents/full",
+       {.exists = true, .directory = true, .owner = {1500, 100}, .idmappable = true, .fileSystem = "btrfs"}},
+      {"/mnt/agents/empty",
+       {.exists = true, .directory = true, .owner = {1500, 100}, .fileSystem = "overlayfs", .empty = true}},
+      {"/mnt/agents/quota",
+       {.exists = true,
+        .directory = true,
+        .owner = {1500, 100},
+        .idmappable = true,
+        .projectQuotas = true,
+        .projects = {7, 0x60010000}}},
+      {"/mnt/agents/somebodys-project",
+       {.exists = true,
+        .directory = true,
+        .owner = {1500, 100},
+        .idmappable = true,
+        .projectQuotas = true,
+        .project = 7,
+        .projects = {7}}},
+      {"/mnt/agents/image",
+       {.exists = true, .directory = true, .owner = {1500, 100}, .idmappable = true, .imageBytes = 64 << 20}},
       {"/mnt/agents/there", {.exists = true, .directory = true, .owner = {1500, 100}, .idmappable = true}},
   };
   return host;
@@ -85,6 +114,40 @@ TEST(PlanOnHost, AMachineKeepsWhatItWasGiven) {
   EXPECT_NE(describe(planCreate(card, host)).find("sha256-" + std::string(64, '0')), std::string::npos);
 }
 
+TEST(PlanOnHost, ALimitOfTheWorkspaceIsKeptMovedAndTakenBack) {
+  Host host = agentmachine::host();
+  Card card{.id = AgentId::parse("new").value(),
+            .workspace = AbsolutePath::parse("/mnt/agents/quota").value()};
+  card.limits.diskMb = 100;
+  Machine machine{card, host.machines.at("neighbour").allocation};
+  machine.allocation.project = 4711;
+  host.machines.emplace("new", machine);
+  // The project that it has, though another would be free.
+  EXPECT_NE(describe(planCreate(card, host)).find("as project 4711\n"), std::string::npos);
+  const auto removed = describe(planRemove(machine, host.settings, true));
+  EXPECT_LT(removed.find("unlimit /mnt/agents/quota, no longer project 4711\n"),
+            removed.find("remove workspace /mnt/agents/quota\n"));
+  // Without disk_mb it is taken back, and not kept in the state.
+  card.limits.diskMb.reset();
+  const auto unlimited = describe(planCreate(card, host));
+  EXPECT_NE(unlimited.find("unlimit /mnt/agents/quota, no longer project 4711\n"), std::string::npos);
+  EXPECT_EQ(unlimited.find("\"project\""), std::string::npos);
+  // Another workspace would leave the old one limited.
+  card.workspace = AbsolutePath::parse("/mnt/agents/there").value();
+  EXPECT_THROW(planCreate(card, host), Error);
+}
+
+TEST(PlanOnHost, AnImageGoesWithItsWorkspaceOnly) {
+  const Host host = agentmachine::host();
+  Machine machine = host.machines.at("neighbour");
+  machine.allocation.workspaceImage = true;
+  EXPECT_EQ(describe(planRemove(machine, host.settings, false)).find(".img"), std::string::npos);
+  EXPECT_NE(describe(planRemove(machine, host.settings, true))
+                .find("unmount /mnt/agents/neighbour and remove its image "
+                      "/var/lib/agentmachine/workspaces/mnt/agents/neighbour.img\n"),
+            std::string::npos);
+}
+
 TEST(PlanOnHost, RemovingEndsWithTheState) {
   const Host host = agentmachine::host();
   const auto plan = planRemove(host.machines.at("neighbour"), host.settings, false);
@@ -94,7 +157,7 @@ TEST(PlanOnHost, RemovingEndsWithTheState) {
   EXPECT_TRUE(text.ends_with("remove /var/lib/agentmachine/machines/neighbour\n"));
   EXPECT_EQ(text.find("/mnt/agents"), std::string::npos);
   EXPECT_NE(describe(planRemove(host.machines.at("neighbour"), host.settings, true))
-                .find("remove /mnt/agents/neighbour\n"),
+                .find("remove workspace /mnt/agents/neighbour\n"),
             std::string::npos);
 }
 

@@ -54,6 +54,13 @@ TEST_F(Files, LinksAreReplaced) {
   EXPECT_EQ(std::filesystem::read_symlink(directory_ / "l"), "/two");
 }
 
+TEST(Text, PrintableKeepsTextAndShowsWhatATerminalWouldObey) {
+  EXPECT_EQ(printable("a \"quoted\" C:\\path\n\tü"), "a \"quoted\" C:\\path\n\tü");
+  EXPECT_EQ(printable("\x1b[2J\r\x7f"), "\\u001b[2J\\u000d\\u007f");
+  EXPECT_EQ(printable("\u009b1m\u202egpj\u200b"), "\\u009b1m\\u202egpj\\u200b");
+  EXPECT_EQ(printable("\xff\xc3"), "\\xff\\xc3");
+}
+
 TEST(Process, CarriesInputOutputAndStatus) {
   EXPECT_EQ(runChecked({"cat"}, std::string(100000, 'x')), std::string(100000, 'x'));
   EXPECT_EQ(runProcess({"sh", "-c", "exit 7"}).status, 7);
