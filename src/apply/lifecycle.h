@@ -12,10 +12,12 @@ namespace agentmachine {
 /// running one counts at once for the proxy's policy and from the next start for the rest.
 Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd);
 
-/// Renders the machine again and starts its unit; does nothing more if it is running. With `payload`, this
-/// start runs that instead of what the card says. Throws Error with the last lines of the unit's journal.
-void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd,
-                  const std::vector<PlainText>& payload = {});
+/// Renders the machine again and starts its unit; does nothing more if it is running. Throws Error with the
+/// last lines of the unit's journal.
+void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
+
+/// Renders the machine again.
+void renderMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
 
 /// Stops the unit and waits until it is down; after `timeout` (systemd's own if absent) all of it is killed.
 void stopMachine(const Settings& settings, const Machine& machine, Systemd& systemd,

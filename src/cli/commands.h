@@ -16,6 +16,7 @@ enum ExitStatus : int {
 void addAttachCommand(CLI::App& app, int& status);
 void addCheckCommand(CLI::App& app, int& status);
 void addCreateCommand(CLI::App& app);
+void addDoctorCommand(CLI::App& app, int& status);
 void addExecCommand(CLI::App& app, int& status);
 void addHookCommand(CLI::App& app);
 void addImageCommand(CLI::App& app);

@@ -43,6 +43,7 @@ int main(int argc, char** argv) {
   addPlanCommand(app);
   addSchemaCommand(app);
   addImageCommand(app);
+  addDoctorCommand(app, status);
   addHookCommand(app);
 
   try {

@@ -51,6 +51,9 @@ Plan planCreate(const Card& card, const Host& host);
 /// What is rendered for a machine that has its allocation: planCreate without workspace and state. For boot.
 Plan planRender(const Machine& machine, const Host& host);
 
+/// The machine as `run` starts it: nothing runs in it but what `run` brings.
+Machine withIdlePayload(Machine machine);
+
 /// What `rm` does: the link first, the state last, so that a killed `rm` can be run again. The workspace is
 /// removed only if asked.
 Plan planRemove(const Machine& machine, const Settings& settings, bool removeWorkspace);
