@@ -51,6 +51,10 @@ void requireRoot(const std::string& what) {
 }
 
 Card loadCard(const std::string& path) {
+  // Whoever types an id here means the card of that id.
+  if (!path.contains('/') && !path.contains('.') && !fs::exists(path))
+    throw Error(std::format("there is no file \"{}\": a card is given by its file's name, like {}/{}.json",
+                            path, Settings{}.cardsDirectory, path));
   const auto format = fs::path(path).extension() == ".toml" ? CardFormat::toml : CardFormat::json;
   auto card = parseCard(readFile(path, maxCardBytes), format);
   if (!card) throw Error(trim(describe(path, card.error())));

@@ -74,8 +74,9 @@ void printForPeople(const std::vector<Finding>& findings) {
 void addDoctorCommand(CLI::App& app, int& status) {
   auto* command = app.add_subcommand("doctor", "check that this host has what holds machines in");
   auto fixes = std::make_shared<bool>(false), json = std::make_shared<bool>(false);
-  command->add_flag("--fix", *fixes, "do what is safe: start and enable our units, make users and directories, "
-                                     "render machines again");
+  command->add_flag("--fix", *fixes,
+                    "do what is safe: start and enable our units, make users and directories, "
+                    "render machines again");
   command->add_flag("--json", *json, "print a JSON array");
   command->footer("The exit status is 1 if there is a problem; warnings alone leave it 0.");
   command->callback([=, &status] {

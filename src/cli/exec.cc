@@ -33,8 +33,8 @@ int execIn(const Machine& machine, const GuestCommand& command, bool terminal, S
   return execOnTerminal(machine.name().str(), command, machined);
 }
 
-/// Runs `act` in a child process and returns its status, 128 + signal if one ended it. A signal that would end
-/// this process ends the child instead, so that the caller can clean up. No other thread may run.
+/// Runs `act` in a child process and returns its status, 128 + signal if one ended it. A signal that would
+/// end this process ends the child instead, so that the caller can clean up. No other thread may run.
 int inChild(const std::function<int()>& act) {
   sigset_t watched, before;
   sigemptyset(&watched);
@@ -68,8 +68,7 @@ Machine startForRun(const Settings& settings, const std::string& cardOrId) {
   const bool isFile = cardOrId.contains('/') || cardOrId.contains('.');
   auto found = isFile ? MachineOrCard{.machine = {}, .card = loadCard(cardOrId)}
                       : findMachineOrCard(settings, cardOrId);
-  Machine machine =
-      found.machine ? std::move(*found.machine) : createMachine(settings, *found.card, systemd);
+  Machine machine = found.machine ? std::move(*found.machine) : createMachine(settings, *found.card, systemd);
   const auto state = systemd.activeState(machine.name().unit());
   if (state != "inactive" && state != "failed")
     throw Error(machine.name().str() + " is running already; in it: agentmachine exec " +

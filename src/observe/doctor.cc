@@ -14,7 +14,7 @@ namespace {
 constexpr std::uint64_t mib = 1024 * 1024;
 // A git clone, a compiler's output and a log fill the first in minutes; below the second systemd itself
 // stumbles.
-constexpr std::uint64_t fewBytes = 1024 * mib, hardlyAnyBytes = 64 * mib;
+constexpr std::uint64_t fewBytes = 256 * mib, hardlyAnyBytes = 64 * mib;
 constexpr unsigned fewInodesPercent = 5;
 constexpr unsigned squidMin = 6;
 
@@ -65,8 +65,9 @@ class Findings {
 bool hasSettingsHole(const SystemdVersion& version) {
   constexpr SystemdVersion fixedIn[] = {{257, 12}, {258, 6}, {259, 4}};
   if (version.major < fixedIn[0].major) return true;
-  return std::ranges::any_of(
-      fixedIn, [&](const auto& fixed) { return version.major == fixed.major && version.minor < fixed.minor; });
+  return std::ranges::any_of(fixedIn, [&](const auto& fixed) {
+    return version.major == fixed.major && version.minor < fixed.minor;
+  });
 }
 
 void checkSystemd(const DoctorFacts& facts, Findings& findings) {
@@ -76,11 +77,10 @@ void checkSystemd(const DoctorFacts& facts, Findings& findings) {
                      "every machine is a unit of it",
                      std::format("boot the host with systemd {} or newer", AGENTMACHINE_SYSTEMD_MIN));
   else if (version.major < AGENTMACHINE_SYSTEMD_MIN)
-    findings.problem(
-        "systemd",
-        std::format("systemd {} is older than {}, the first that agentmachine works with",
-                    facts.systemdVersion, AGENTMACHINE_SYSTEMD_MIN),
-        "machines do not start", "upgrade the host: Debian 13 and Fedora 42 have 257");
+    findings.problem("systemd",
+                     std::format("systemd {} is older than {}, the first that agentmachine works with",
+                                 facts.systemdVersion, AGENTMACHINE_SYSTEMD_MIN),
+                     "machines do not start", "upgrade the host: Debian 13 and Fedora 42 have 257");
   else if (hasSettingsHole(version))
     findings.problem(
         "systemd",
@@ -136,10 +136,9 @@ void checkDirectories(const DoctorFacts& facts, Findings& findings) {
   for (const auto& directory : facts.directories) {
     if (directory.mode && !(*directory.mode & 07777 & ~directory.most)) continue;
     well = false;
-    const auto what = directory.mode
-                          ? std::format("{} has mode {:04o}, should have {:04o} at most", directory.path,
-                                        *directory.mode & 07777, directory.most)
-                          : std::format("there is no directory {}", directory.path);
+    const auto what = directory.mode ? std::format("{} has mode {:04o}, should have {:04o} at most",
+                                                   directory.path, *directory.mode & 07777, directory.most)
+                                     : std::format("there is no directory {}", directory.path);
     findings.mendable(Level::problem, "directories", what, "cards and machines' states are root's alone",
                       {"systemd-tmpfiles", "--create"});
   }
@@ -160,11 +159,10 @@ void checkSettings(const DoctorFacts& facts, Findings& findings) {
 void checkKernel(const DoctorFacts& facts, Findings& findings) {
   const auto& kernel = facts.kernel;
   const auto need = [&](bool there, std::string_view what, std::string_view guards, std::string_view remedy) {
-    if (!there)
-      findings.problem("kernel", std::string(what), std::string(guards), std::string(remedy));
+    if (!there) findings.problem("kernel", std::string(what), std::string(guards), std::string(remedy));
   };
-  need(kernel.seccomp, "the kernel has no seccomp filters", "they refuse the system calls that no agent needs",
-       "boot a kernel with CONFIG_SECCOMP_FILTER");
+  need(kernel.seccomp, "the kernel has no seccomp filters",
+       "they refuse the system calls that no agent needs", "boot a kernel with CONFIG_SECCOMP_FILTER");
   need(kernel.userNamespaces, "no user namespace can be made",
        "root of a machine is nobody on the host only in one",
        "sysctl -w user.max_user_namespaces=65536, or boot a kernel with CONFIG_USER_NS");
@@ -235,12 +233,13 @@ void checkNetwork(const DoctorFacts& facts, Findings& findings) {
   // reload-or-restart: a restart would cut off the machines that run.
   const std::vector<std::string> reload = {"systemctl", "reload-or-restart", "agentmachine-network.service"};
   if (!overlap.empty())
-    findings.problem("network",
-                     std::format("the bridge's network {}/{} overlaps the host's route to {}",
-                                 settings.gateway.str(), settings.prefixLength, overlap),
-                     "machines and that network would be taken for each other",
-                     "choose another `address` in /etc/agentmachine/agentmachine.conf, then: systemctl restart "
-                     "agentmachine-network agentmachine-proxy");
+    findings.problem(
+        "network",
+        std::format("the bridge's network {}/{} overlaps the host's route to {}", settings.gateway.str(),
+                    settings.prefixLength, overlap),
+        "machines and that network would be taken for each other",
+        "choose another `address` in /etc/agentmachine/agentmachine.conf, then: systemctl restart "
+        "agentmachine-network agentmachine-proxy");
   else if (!bridge)
     findings.mendable(Level::problem, "network",
                       std::format("the bridge {} is missing, down or without its address {}/{}",
@@ -252,9 +251,10 @@ void checkNetwork(const DoctorFacts& facts, Findings& findings) {
   constexpr auto filterGuards = "it keeps a machine from all but the proxy, whatever runs in it";
   if (!refusal.empty())
     // Without the proxy's user no kernel takes the rules.
-    findings.problem("packet-filter", "the packet filter can't be loaded: " + refusal, filterGuards,
-                     "boot a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_BRIDGE and CONFIG_NF_TABLES_INET, "
-                     "and: apt-get install nftables");
+    findings.problem(
+        "packet-filter", "the packet filter can't be loaded: " + refusal, filterGuards,
+        "boot a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_BRIDGE and CONFIG_NF_TABLES_INET, "
+        "and: apt-get install nftables");
   else if (filter == FilterState::missing)
     findings.mendable(Level::problem, "packet-filter",
                       "the packet filter is not in place: an nft table \"agentmachine\" is missing",
@@ -273,9 +273,9 @@ void checkImages(const DoctorFacts& facts, Findings& findings) {
   const std::string get = "agentmachine image build, or: agentmachine image import TARBALL";
   for (const auto& machine : facts.machines)
     if (!machine.imagePresent)
-      findings.problem("images", std::format("the image of machine {} is gone", machine.name),
-                       "it does not start",
-                       std::format("agentmachine rm {} (its workspace is kept), and create it again", machine.id));
+      findings.problem(
+          "images", std::format("the image of machine {} is gone", machine.name), "it does not start",
+          std::format("agentmachine rm {} (its workspace is kept), and create it again", machine.id));
   if (facts.images == 0)
     findings.problem("images", "there is no image", "machines start from one", get);
   else if (!findings.has("images"))
@@ -286,15 +286,16 @@ void checkFileSystems(const DoctorFacts& facts, Findings& findings) {
   for (const auto& [path, type, idmappable, bytes, inodes] : facts.fileSystems) {
     // Without user namespaces nothing can be mapped, and that has been said.
     if (!idmappable && facts.kernel.userNamespaces)
-      findings.problem("file-systems",
-                       std::format("the file system of {} ({}) can't map user ids (mount_setattr(2))", path, type),
-                       "the users of a machine are not those of the host only if files are mapped, too",
-                       "use ext4, xfs, btrfs or tmpfs there");
-    if (bytes < fewBytes || (inodes && *inodes < fewInodesPercent)) {
-      const auto what = bytes < fewBytes
-                            ? std::format("{} has {} MiB left", path, bytes / mib)
+      findings.problem(
+          "file-systems",
+          std::format("the file system of {} ({}) can't map user ids (mount_setattr(2))", path, type),
+          "the users of a machine are not those of the host only if files are mapped, too",
+          "use ext4, xfs, btrfs or tmpfs there");
+    if ((bytes && *bytes < fewBytes) || (inodes && *inodes < fewInodesPercent)) {
+      const auto what = bytes && *bytes < fewBytes
+                            ? std::format("{} has {} MiB left", path, *bytes / mib)
                             : std::format("{} has {} % of its inodes left", path, *inodes);
-      const bool hardlyAny = bytes < hardlyAnyBytes || (inodes && *inodes == 0);
+      const bool hardlyAny = (bytes && *bytes < hardlyAnyBytes) || (inodes && *inodes == 0);
       findings.add({.check = "file-systems",
                     .level = hardlyAny ? Level::problem : Level::warning,
                     .what = what,
@@ -316,7 +317,8 @@ void checkClock(const DoctorFacts& facts, Findings& findings) {
 }
 
 void checkState(const DoctorFacts& facts, Findings& findings) {
-  if (facts.stateProblem.empty()) return findings.ok("state", std::format("{} machines", facts.machines.size()));
+  if (facts.stateProblem.empty())
+    return findings.ok("state", std::format("{} machines", facts.machines.size()));
   findings.problem("state", facts.stateProblem, "its machines can't be listed, started or removed",
                    "restore that directory from a backup, or remove it: the workspace is elsewhere");
 }
@@ -359,8 +361,7 @@ void checkMachines(const DoctorFacts& facts, Findings& findings) {
     findings.warning("drop-ins", path + " is an administrator's, and wins over what agentmachine sets",
                      "limits and guards of machines may be others than their cards say",
                      "read it; systemctl cat systemd-nspawn@agent-ID shows what holds");
-  if (!findings.has("machines"))
-    findings.ok("machines", "what is rendered is as their cards say");
+  if (!findings.has("machines")) findings.ok("machines", "what is rendered is as their cards say");
 }
 
 void checkLeftovers(const DoctorFacts& facts, Findings& findings) {
@@ -386,10 +387,9 @@ std::string_view toString(Level level) {
 
 std::vector<Finding> judge(const DoctorFacts& facts) {
   Findings findings;
-  for (const auto check :
-       {checkSystemd, checkPrograms, checkSquid, checkUsers, checkDirectories, checkSettings, checkKernel,
-        checkCgroups, checkUnits, checkNetwork, checkImages, checkFileSystems, checkClock, checkState,
-        checkMachines, checkLeftovers})
+  for (const auto check : {checkSystemd, checkPrograms, checkSquid, checkUsers, checkDirectories,
+                           checkSettings, checkKernel, checkCgroups, checkUnits, checkNetwork, checkImages,
+                           checkFileSystems, checkClock, checkState, checkMachines, checkLeftovers})
     check(facts, findings);
   return findings.take();
 }

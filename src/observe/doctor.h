@@ -1,5 +1,5 @@
-// What `agentmachine doctor` says of a host: from facts to findings. Pure: no I/O; doctor_facts.h collects the
-// facts.
+// What `agentmachine doctor` says of a host: from facts to findings. Pure: no I/O; doctor_facts.h collects
+// the facts.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -20,7 +20,7 @@ struct FileSystemFacts {
   std::string path;  ///< the lowest directory there is of the one asked about
   std::string type;  ///< for messages
   bool idmappable = true;
-  std::uint64_t availableBytes = 0;
+  std::optional<std::uint64_t> availableBytes;     ///< absent: as for inodes
   std::optional<unsigned> availableInodesPercent;  ///< absent: this kind has no fixed number of them
 };
 

@@ -47,10 +47,10 @@ bool inPath(const std::string& program) {
 std::map<std::string, std::string> missingPrograms() {
   // What src/system and src/apply run, and what the units need.
   const std::map<std::string, std::string> packages = {
-      {"bridge", "iproute2"},       {"ip", "iproute2"},
-      {"journalctl", "systemd"},    {"machinectl", "systemd-container"},
-      {"nft", "nftables"},          {"nsenter", "util-linux"},
-      {"openssl", "openssl"},       {"systemd-nspawn", "systemd-container"},
+      {"bridge", "iproute2"},    {"ip", "iproute2"},
+      {"journalctl", "systemd"}, {"machinectl", "systemd-container"},
+      {"nft", "nftables"},       {"nsenter", "util-linux"},
+      {"openssl", "openssl"},    {"systemd-nspawn", "systemd-container"},
       {"unshare", "util-linux"},
   };
   std::map<std::string, std::string> missing;
@@ -62,7 +62,8 @@ std::map<std::string, std::string> missingPrograms() {
 std::vector<std::string> entries(const std::string& directory) {
   std::vector<std::string> names;
   std::error_code absent;
-  for (const auto& entry : fs::directory_iterator(directory, absent)) names.push_back(entry.path().filename());
+  for (const auto& entry : fs::directory_iterator(directory, absent))
+    names.push_back(entry.path().filename());
   std::ranges::sort(names);
   return names;
 }
@@ -98,14 +99,16 @@ fs::path lowestThere(fs::path path) {
 }
 
 FileSystemFacts fileSystemFacts(const std::string& path) {
-  FileSystemFacts facts{.path = path,
-                        .type = trim(said({"stat", "--file-system", "--format=%T", "--", path}).value_or("unknown")),
-                        .idmappable = canIdmap(path),
-                        .availableBytes = 0,
-                        .availableInodesPercent = {}};
+  FileSystemFacts facts{
+      .path = path,
+      .type = trim(said({"stat", "--file-system", "--format=%T", "--", path}).value_or("unknown")),
+      .idmappable = canIdmap(path),
+      .availableBytes = {},
+      .availableInodesPercent = {}};
   struct statvfs st{};
   if (statvfs(path.c_str(), &st) < 0) return facts;
-  facts.availableBytes = std::uint64_t{st.f_bavail} * st.f_frsize;
+  // ramfs says that it has none at all.
+  if (st.f_blocks > 0) facts.availableBytes = std::uint64_t{st.f_bavail} * st.f_frsize;
   // btrfs and others have as many as there is room.
   if (st.f_files > 0) facts.availableInodesPercent = static_cast<unsigned>(st.f_favail * 100 / st.f_files);
   return facts;
@@ -122,7 +125,8 @@ std::vector<FileSystemFacts> fileSystems(const Settings& settings,
   for (const auto& path : paths) {
     const auto there = lowestThere(path).string();
     struct stat st{};
-    if (stat(there.c_str(), &st) == 0 && seen.insert(st.st_dev).second) facts.push_back(fileSystemFacts(there));
+    if (stat(there.c_str(), &st) == 0 && seen.insert(st.st_dev).second)
+      facts.push_back(fileSystemFacts(there));
   }
   return facts;
 }
@@ -234,7 +238,8 @@ std::vector<Leftover> leftovers(const Settings& settings, const std::map<std::st
   const auto states = settings.stateDirectory + "/machines";
   for (const auto& id : entries(states))
     if (AgentId::parse(id) && !machines.contains(id) && !fs::exists(states + "/" + id + "/machine.json"))
-      found.push_back({states + "/" + id, "agentmachine create the card again, or: rm -r " + states + "/" + id});
+      found.push_back(
+          {states + "/" + id, "agentmachine create the card again, or: rm -r " + states + "/" + id});
   return found;
 }
 
@@ -253,7 +258,8 @@ std::set<std::string> runningMachines() {
   return names;
 }
 
-std::vector<MachineFacts> machineFacts(const DoctorFacts& facts, const std::map<std::string, Machine>& machines,
+std::vector<MachineFacts> machineFacts(const DoctorFacts& facts,
+                                       const std::map<std::string, Machine>& machines,
                                        const std::set<std::string>& running) {
   std::optional<Host> host;
   try {

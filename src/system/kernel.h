@@ -8,8 +8,8 @@ namespace agentmachine {
 struct KernelFacts {
   bool cgroup2 = false;               ///< /sys/fs/cgroup is a cgroup v2 hierarchy
   std::set<std::string> controllers;  ///< of its root
-  bool cgroupBpf = false;             ///< programs that filter the packets of a cgroup: systemd's IPAddressDeny=
-  bool seccomp = false;               ///< filters of system calls
+  bool cgroupBpf = false;  ///< programs that filter the packets of a cgroup: systemd's IPAddressDeny=
+  bool seccomp = false;    ///< filters of system calls
   bool userNamespaces = false;
   bool veth = false, bridge = false;  ///< network interfaces of these kinds can be made
   bool clockSynchronized = false;

@@ -92,7 +92,8 @@ std::string listTables() {
 /// Throws Error with what nft says if it refuses them.
 std::string listIntendedTables(const Settings& settings) {
   constexpr auto script =
-      "nft -f - && for family in bridge inet; do nft --stateless --terse list table $family agentmachine || exit; done";
+      "nft -f - && for family in bridge inet; do nft --stateless --terse list table $family agentmachine || "
+      "exit; done";
   return runChecked({"unshare", "--net", "sh", "-c", script}, renderNftRuleset(settings));
 }
 

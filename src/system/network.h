@@ -23,9 +23,10 @@ enum class FilterState { missing, altered, inPlace };
 
 /// The network as it is.
 struct NetworkFacts {
-  std::string overlap;       ///< the host's route that overlaps the bridge's network; "" if none does
-  bool bridge = false;       ///< the bridge is there, is up and has the gateway's address
-  std::string filterRefusal;  ///< what nft says to our rules in a network namespace of their own; "" if it takes them
+  std::string overlap;  ///< the host's route that overlaps the bridge's network; "" if none does
+  bool bridge = false;  ///< the bridge is there, is up and has the gateway's address
+  std::string
+      filterRefusal;  ///< what nft says to our rules in a network namespace of their own; "" if it takes them
   FilterState filter = FilterState::missing;  ///< our tables, compared with what they are right after loading
   std::set<std::string> filterPorts;          ///< interfaces that have an element in the filter's set
   std::set<std::string> machinePorts;         ///< interfaces of this host that are named like machines'

@@ -59,9 +59,9 @@ SystemdVersion SystemdVersion::parse(std::string_view text) {
 
 void checkSystemdVersion(const std::string& version) {
   if (SystemdVersion::parse(version).major < AGENTMACHINE_SYSTEMD_MIN)
-    throw Error(
-        std::format("this host runs systemd {}, and agentmachine needs {} or newer, as Debian 13 has: upgrade the host",
-                    version, AGENTMACHINE_SYSTEMD_MIN));
+    throw Error(std::format(
+        "this host runs systemd {}, and agentmachine needs {} or newer, as Debian 13 has: upgrade the host",
+        version, AGENTMACHINE_SYSTEMD_MIN));
 }
 
 Systemd::Systemd()

@@ -55,8 +55,8 @@ std::string complaints(const DoctorFacts& facts) {
     if (finding.level == Level::ok) continue;
     EXPECT_FALSE(finding.guards.empty() || finding.remedy.empty()) << finding.what;
     EXPECT_TRUE(finding.fix.empty() || finding.remedy == join(finding.fix, " ")) << finding.what;
-    text += std::string(toString(finding.level)) + (finding.fix.empty() ? " " : " fix ") + finding.check + ": " +
-            finding.what + " | " + finding.remedy + "\n";
+    text += std::string(toString(finding.level)) + (finding.fix.empty() ? " " : " fix ") + finding.check +
+            ": " + finding.what + " | " + finding.remedy + "\n";
   }
   return text;
 }
@@ -82,7 +82,8 @@ TEST(Doctor, HasNothingToSayOfAGoodHost) {
 
 TEST(Doctor, ChecksSystemd) {
   EXPECT_COMPLAINT(
-      "problem systemd: systemd does not run this host, or does not answer | boot the host with systemd 257 or "
+      "problem systemd: systemd does not run this host, or does not answer | boot the host with systemd 257 "
+      "or "
       "newer",
       facts.systemdVersion = "");
   EXPECT_COMPLAINT(
@@ -90,7 +91,8 @@ TEST(Doctor, ChecksSystemd) {
       "upgrade the host: Debian 13 and Fedora 42 have 257",
       facts.systemdVersion = "252.39-1~deb12u1");
   for (const char* version : {"257", "257.11-1", "258~rc1", "258.5", "259.3"})
-    EXPECT_TRUE(without([&](DoctorFacts& facts) { facts.systemdVersion = version; }).contains("CVE-2026-40226"))
+    EXPECT_TRUE(
+        without([&](DoctorFacts& facts) { facts.systemdVersion = version; }).contains("CVE-2026-40226"))
         << version;
   for (const char* version : {"257.12", "258.6", "259.4-1ubuntu1", "260~rc2", "260", "262.1", "257.100"})
     EXPECT_EQ(without([&](DoctorFacts& facts) { facts.systemdVersion = version; }), "") << version;
@@ -101,9 +103,8 @@ TEST(Doctor, ChecksPrograms) {
                    facts.missingPrograms = (std::map<std::string, std::string>{{"nft", "nftables"}}));
   EXPECT_COMPLAINT("problem squid: there is no /usr/sbin/squid | apt-get install squid-openssl",
                    facts.squidSays.reset());
-  EXPECT_COMPLAINT(
-      "problem squid: /usr/sbin/squid was built without OpenSSL | apt-get install squid-openssl",
-      facts.squidSays = "Squid Cache: Version 6.13\nconfigure options: '--with-gnutls'\n");
+  EXPECT_COMPLAINT("problem squid: /usr/sbin/squid was built without OpenSSL | apt-get install squid-openssl",
+                   facts.squidSays = "Squid Cache: Version 6.13\nconfigure options: '--with-gnutls'\n");
   EXPECT_COMPLAINT(
       "problem squid: /usr/sbin/squid is older than version 6 | upgrade the host: Debian 13 has squid 6",
       facts.squidSays = "Squid Cache: Version 5.7\nconfigure options: '--with-openssl'\n");
@@ -115,7 +116,8 @@ TEST(Doctor, ChecksUsersAndDirectories) {
   EXPECT_COMPLAINT("problem fix users: there is no user \"opencode-agent\" | systemd-sysusers",
                    facts.missingUsers = {"opencode-agent"});
   EXPECT_COMPLAINT(
-      "problem fix directories: there is no directory /var/lib/agentmachine/machines | systemd-tmpfiles --create",
+      "problem fix directories: there is no directory /var/lib/agentmachine/machines | systemd-tmpfiles "
+      "--create",
       facts.directories[0].mode.reset());
   EXPECT_COMPLAINT(
       "problem fix directories: /var/lib/agentmachine/machines has mode 0755, should have 0700 at most | "
@@ -125,7 +127,8 @@ TEST(Doctor, ChecksUsersAndDirectories) {
 
 TEST(Doctor, ChecksSettings) {
   EXPECT_COMPLAINT(
-      "problem settings: agentmachine.conf:1: bridg is no setting | mend the file: agentmachine(1), SETTINGS, "
+      "problem settings: agentmachine.conf:1: bridg is no setting | mend the file: agentmachine(1), "
+      "SETTINGS, "
       "lists the keys",
       facts.settingsProblem = "agentmachine.conf:1: bridg is no setting");
 }
@@ -177,7 +180,8 @@ TEST(Doctor, ChecksUnits) {
       "systemctl daemon-reload",
       facts.units[0].load = "not-found");
   EXPECT_COMPLAINT(
-      "warning fix units: agentmachine-network.service is not enabled: it does not start when the host boots | "
+      "warning fix units: agentmachine-network.service is not enabled: it does not start when the host boots "
+      "| "
       "systemctl enable agentmachine-network.service",
       facts.units[0].enabled = "disabled");
   EXPECT_COMPLAINT(
@@ -193,24 +197,29 @@ TEST(Doctor, ChecksUnits) {
 
 TEST(Doctor, ChecksTheNetwork) {
   EXPECT_COMPLAINT(
-      "problem network: the bridge's network 10.213.0.1/16 overlaps the host's route to 10.0.0.0/8 through eth0 "
+      "problem network: the bridge's network 10.213.0.1/16 overlaps the host's route to 10.0.0.0/8 through "
+      "eth0 "
       "| choose another `address` in /etc/agentmachine/agentmachine.conf, then: systemctl restart "
       "agentmachine-network agentmachine-proxy",
       facts.network.overlap = "10.0.0.0/8 through eth0");
   EXPECT_COMPLAINT(
-      "problem fix network: the bridge agents0 is missing, down or without its address 10.213.0.1/16 | systemctl "
+      "problem fix network: the bridge agents0 is missing, down or without its address 10.213.0.1/16 | "
+      "systemctl "
       "reload-or-restart agentmachine-network.service",
       facts.network.bridge = false);
   EXPECT_COMPLAINT(
-      "problem packet-filter: the packet filter can't be loaded: nft: no | boot a kernel with CONFIG_NF_TABLES, "
+      "problem packet-filter: the packet filter can't be loaded: nft: no | boot a kernel with "
+      "CONFIG_NF_TABLES, "
       "CONFIG_NF_TABLES_BRIDGE and CONFIG_NF_TABLES_INET, and: apt-get install nftables",
       facts.network.filterRefusal = "nft: no");
   EXPECT_COMPLAINT(
-      "problem fix packet-filter: the packet filter is not in place: an nft table \"agentmachine\" is missing | "
+      "problem fix packet-filter: the packet filter is not in place: an nft table \"agentmachine\" is "
+      "missing | "
       "systemctl reload-or-restart agentmachine-network.service",
       facts.network.filter = FilterState::missing);
   EXPECT_COMPLAINT(
-      "problem fix packet-filter: the packet filter was altered: its rules are not those that the settings give "
+      "problem fix packet-filter: the packet filter was altered: its rules are not those that the settings "
+      "give "
       "| systemctl reload-or-restart agentmachine-network.service",
       facts.network.filter = FilterState::altered);
 }
@@ -220,7 +229,8 @@ TEST(Doctor, ChecksImages) {
       "problem images: there is no image | agentmachine image build, or: agentmachine image import TARBALL",
       facts.images = 0);
   EXPECT_COMPLAINT(
-      "problem images: the image of machine agent-ada is gone | agentmachine rm ada (its workspace is kept), and "
+      "problem images: the image of machine agent-ada is gone | agentmachine rm ada (its workspace is kept), "
+      "and "
       "create it again",
       facts.machines[0].imagePresent = false);
 }
@@ -231,19 +241,22 @@ TEST(Doctor, ChecksFileSystems) {
       "(mount_setattr(2)) | use ext4, xfs, btrfs or tmpfs there",
       facts.fileSystems[0].idmappable = false);
   EXPECT_COMPLAINT(
-      "warning file-systems: /var/lib/agentmachine has 500 MiB left | make room; agentmachine image prune "
+      "warning file-systems: /var/lib/agentmachine has 200 MiB left | make room; agentmachine image prune "
       "removes images that no machine has",
-      facts.fileSystems[0].availableBytes = 500u << 20);
+      facts.fileSystems[0].availableBytes = 200u << 20);
   EXPECT_COMPLAINT(
-      "problem file-systems: /var/lib/agentmachine has 63 MiB left | make room; agentmachine image prune removes "
+      "problem file-systems: /var/lib/agentmachine has 63 MiB left | make room; agentmachine image prune "
+      "removes "
       "images that no machine has",
       facts.fileSystems[0].availableBytes = 63u << 20);
   EXPECT_COMPLAINT(
-      "warning file-systems: /var/lib/agentmachine has 4 % of its inodes left | make room; agentmachine image "
+      "warning file-systems: /var/lib/agentmachine has 4 % of its inodes left | make room; agentmachine "
+      "image "
       "prune removes images that no machine has",
       facts.fileSystems[0].availableInodesPercent = 4);
   EXPECT_COMPLAINT(
-      "problem file-systems: /var/lib/agentmachine has 0 % of its inodes left | make room; agentmachine image "
+      "problem file-systems: /var/lib/agentmachine has 0 % of its inodes left | make room; agentmachine "
+      "image "
       "prune removes images that no machine has",
       facts.fileSystems[0].availableInodesPercent = 0);
   EXPECT_EQ("", without([](DoctorFacts& facts) { facts.fileSystems[0].availableInodesPercent.reset(); }));
@@ -258,18 +271,21 @@ TEST(Doctor, ChecksTheClock) {
 
 TEST(Doctor, ChecksTheState) {
   EXPECT_COMPLAINT(
-      "problem state: read /x/machine.json: nonsense | restore that directory from a backup, or remove it: the "
+      "problem state: read /x/machine.json: nonsense | restore that directory from a backup, or remove it: "
+      "the "
       "workspace is elsewhere",
       facts.stateProblem = "read /x/machine.json: nonsense");
 }
 
 TEST(Doctor, ChecksMachines) {
   EXPECT_COMPLAINT(
-      "problem machines: /etc/systemd/nspawn/agent-ada.nspawn replaces the settings of machine agent-ada as a "
+      "problem machines: /etc/systemd/nspawn/agent-ada.nspawn replaces the settings of machine agent-ada as "
+      "a "
       "whole, so it does not start | rm /etc/systemd/nspawn/agent-ada.nspawn",
       facts.machines[0].settingsOverride = "/etc/systemd/nspawn/agent-ada.nspawn");
   EXPECT_COMPLAINT(
-      "warning machines: /etc/systemd/nspawn/agent-ada.nspawn replaces the settings of machine agent-ada as a "
+      "warning machines: /etc/systemd/nspawn/agent-ada.nspawn replaces the settings of machine agent-ada as "
+      "a "
       "whole, as `allow_settings_override` tolerates | rm /etc/systemd/nspawn/agent-ada.nspawn",
       (facts.settings.allowSettingsOverride = true,
        facts.machines[0].settingsOverride = "/etc/systemd/nspawn/agent-ada.nspawn"));
@@ -282,7 +298,8 @@ TEST(Doctor, ChecksMachines) {
       "agentmachine-render.service",
       facts.machines[0].altered = {"/run/a"});
   EXPECT_COMPLAINT(
-      "problem machines: machine agent-ada runs, and the packet filter does not know it | agentmachine restart "
+      "problem machines: machine agent-ada runs, and the packet filter does not know it | agentmachine "
+      "restart "
       "ada",
       facts.machines[0].filterKnows = false);
   EXPECT_EQ("", without([](DoctorFacts& facts) {
@@ -291,7 +308,8 @@ TEST(Doctor, ChecksMachines) {
   EXPECT_COMPLAINT(
       "problem machines: key file /etc/k of machine agent-ada has mode 0644: others can use it | chown root: "
       "/etc/k && chmod 0400 /etc/k",
-      (facts.machines[0].keyFile = "/etc/k", facts.machines[0].keyProblem = "has mode 0644: others can use it"));
+      (facts.machines[0].keyFile = "/etc/k",
+       facts.machines[0].keyProblem = "has mode 0644: others can use it"));
   EXPECT_COMPLAINT(
       "warning drop-ins: /etc/x.conf is an administrator's, and wins over what agentmachine sets | read it; "
       "systemctl cat systemd-nspawn@agent-ID shows what holds",
@@ -323,8 +341,9 @@ TEST(SystemdVersion, AnOldOneIsRefusedByName) {
     checkSystemdVersion("256.7-3");
     FAIL();
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "this host runs systemd 256.7-3, and agentmachine needs 257 or newer, as Debian 13 "
-                               "has: upgrade the host");
+    EXPECT_STREQ(error.what(),
+                 "this host runs systemd 256.7-3, and agentmachine needs 257 or newer, as Debian 13 "
+                 "has: upgrade the host");
   }
 }
 
