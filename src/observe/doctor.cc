@@ -222,8 +222,8 @@ void checkUnits(const DoctorFacts& facts, Findings& findings) {
       {"agentmachine-proxy.service", "it is machines' only way out, and no machine starts without it"},
       {"agentmachine-render.service", "after a boot it brings back the machines there were"}};
   for (const auto& unit : facts.units)
-    // There is nothing to render on a host without machines, and then it does not run.
-    checkUnit(unit, unit.name != "agentmachine-render.service" || !facts.machines.empty(),
+    // It is skipped at a boot without machines; those that are created later are rendered then.
+    checkUnit(unit, unit.name != "agentmachine-render.service" || unit.active == "failed",
               guards.at(unit.name), findings);
 }
 

@@ -343,7 +343,9 @@ Unpacked unpack(int archiveFd, const fs::path& directory, const UnpackLimits& li
   const bool known = fstat(archiveFd, &st) == 0;
   if (known && S_ISDIR(st.st_mode)) throw Error("it is a directory: pack it with tar first");
   if (archive_read_open_fd(reader.get(), archiveFd, blockSize) != ARCHIVE_OK)
-    throw Error(archive_error_string(reader.get()));
+    throw Error(
+        std::format("it is no tar archive, plain or compressed with gzip, xz or zstd, or it is damaged ({})",
+                    archive_error_string(reader.get())));
   const auto total = known && S_ISREG(st.st_mode) ? static_cast<std::uint64_t>(st.st_size) : 0;
 
   Unpacker unpacker(reader.get(), directory, limits, [&] {
@@ -354,10 +356,6 @@ Unpacked unpack(int archiveFd, const fs::path& directory, const UnpackLimits& li
     const int result = archive_read_next_header(reader.get(), &entry);
     if (result == ARCHIVE_EOF) break;
     // A warning is about something that would be lost or changed: nothing may be.
-    if (result != ARCHIVE_OK && archive_errno(reader.get()) == ARCHIVE_ERRNO_FILE_FORMAT)
-      throw Error(std::format(
-          "it is no tar archive, plain or compressed with gzip, xz or zstd, or it is damaged ({})",
-          archive_error_string(reader.get())));
     if (result != ARCHIVE_OK) throw Error(archive_error_string(reader.get()));
     unpacker.add(entry);
   }
