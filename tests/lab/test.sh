@@ -49,8 +49,8 @@ fuzzBuild() {
     -Db_sanitize=address,undefined -Db_lundef=false "$dir" /src >/dev/null || return 1
   fuzzers=()
   for target in $(sed -n "s/^  '\([a-z_]*\)': .*/\1/p" /src/tests/fuzz/meson.build); do fuzzers+=("$target"); done
-  ninja -C "$dir" "${fuzzers[@]/%/_fuzz}" 2>/dev/null >"$dir/build.log" ||
-    ninja -C "$dir" "${fuzzers[@]/#/tests/fuzz/}" >"$dir/build.log" 2>&1 || { tail -n 40 "$dir/build.log"; return 1; }
+  local programs=("${fuzzers[@]/#/tests/fuzz/}")
+  ninja -C "$dir" "${programs[@]/%/_fuzz}" >"$dir/build.log" 2>&1 || { tail -n 40 "$dir/build.log"; return 1; }
 }
 # fuzzOne TARGET SECONDS: looks for an input that breaks it; new inputs that reach something new are kept beside the
 # build, one that breaks it is in findings/TARGET. Prints one line.
