@@ -56,11 +56,8 @@ std::size_t inspect(const fs::path& directory) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const fs::path place = [] {
-    char pattern[] = "/dev/shm/archive_fuzz.XXXXXX";
-    require(mkdtemp(pattern));
-    return fs::path(pattern);
-  }();
+  static const Scratch scratch;
+  const fs::path& place = scratch.path();
   if (size > 256 * 1024) return 0;
   std::string tar(reinterpret_cast<const char*>(data), size);
   mendChecksums(tar);

@@ -12,11 +12,8 @@
 using namespace agentmachine;
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const std::string directory = [] {
-    char pattern[] = "/dev/shm/state_fuzz.XXXXXX";
-    require(mkdtemp(pattern));
-    return std::string(pattern);
-  }();
+  static const Scratch scratch;
+  const std::string directory = scratch.path();
   if (size == 0) return 0;
   const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
   try {
