@@ -104,21 +104,25 @@ std::vector<HostPattern> changeHosts(
   return machine.card.allowedHosts;
 }
 
-void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd,
-                  const std::vector<PlainText>& payload) {
+void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const std::string unit = machine.name().unit();
   inContext("start " + machine.card.id.str(), [&] {
     const auto lock = lockMachine(settings, machine);
     if (systemd.activeState(unit) == "active") return;
-    Machine rendered = machine;
-    if (!payload.empty()) rendered.card.command = payload;
-    applyPlan(planRender(rendered, snapshot(settings, {})), systemd);
+    applyPlan(planRender(machine, snapshot(settings, {})), systemd);
     try {
       systemd.start(unit);
     } catch (const Error& cause) {
       throw Error(std::string(cause.what()) + "; its last words:" + journalTail(unit) +
                   "\n  more: journalctl -u " + unit);
     }
+  });
+}
+
+void renderMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  inContext("render " + machine.card.id.str(), [&] {
+    const auto lock = lockMachine(settings, machine);
+    applyPlan(planRender(machine, snapshot(settings, {})), systemd);
   });
 }
 

@@ -20,10 +20,12 @@ std::vector<HostPattern> changeHosts(
     const Settings& settings, const AgentId& id, Systemd& systemd,
     const std::function<std::vector<HostPattern>(std::vector<HostPattern>)>& change);
 
-/// Renders the machine again and starts its unit; does nothing more if it is running. With `payload`, this
-/// start runs that instead of what the card says. Throws Error with the last lines of the unit's journal.
-void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd,
-                  const std::vector<PlainText>& payload = {});
+/// Renders the machine again and starts its unit; does nothing more if it is running. Throws Error with the
+/// last lines of the unit's journal.
+void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
+
+/// Renders the machine again.
+void renderMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
 
 /// Stops the unit and waits until it is down; after `timeout` (systemd's own if absent) all of it is killed.
 void stopMachine(const Settings& settings, const Machine& machine, Systemd& systemd,

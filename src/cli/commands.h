@@ -20,6 +20,7 @@ void addAuditCommand(CLI::App& app);
 void addCheckCommand(CLI::App& app, int& status);
 void addCreateCommand(CLI::App& app);
 void addDenyCommand(CLI::App& app);
+void addDoctorCommand(CLI::App& app, int& status);
 void addExecCommand(CLI::App& app, int& status);
 void addHookCommand(CLI::App& app);
 void addImageCommand(CLI::App& app);

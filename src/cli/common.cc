@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
@@ -51,6 +52,10 @@ void requireRoot(const std::string& what) {
 }
 
 Card loadCard(const std::string& path) {
+  // Whoever types an id here means the card of that id.
+  if (!path.contains('/') && !path.contains('.') && !fs::exists(path))
+    throw Error(std::format("there is no file \"{}\": a card is given by its file's name, like {}/{}.json",
+                            path, Settings{}.cardsDirectory, path));
   const auto format = fs::path(path).extension() == ".toml" ? CardFormat::toml : CardFormat::json;
   auto card = parseCard(readFile(path, maxCardBytes), format);
   if (!card) throw Error(trim(describe(path, card.error())));
@@ -80,6 +85,17 @@ MachineOrCard findMachineOrCard(const Settings& settings, const std::string& idO
     throw Error(std::format("{}: its agent_id is \"{}\", not \"{}\": rename one of them", *path,
                             card.id.str(), idOrName));
   return {.machine = {}, .card = std::move(card)};
+}
+
+CLI::Validator wholeNumber(std::uint64_t least, std::uint64_t most) {
+  return {[least, most](const std::string& text) -> std::string {
+            std::uint64_t number = 0;
+            const auto* end = text.data() + text.size();
+            const auto [next, error] = std::from_chars(text.data(), end, number);
+            if (error == std::errc() && next == end && number >= least && number <= most) return "";
+            return std::format("{} is no whole number from {} to {}", inQuotes(text), least, most);
+          },
+          "", ""};
 }
 
 bool useColour() {

@@ -3,6 +3,8 @@
 #include <optional>
 #include <string>
 
+#include <CLI/CLI.hpp>
+
 #include "plan/machine.h"
 
 namespace agentmachine {
@@ -24,6 +26,9 @@ struct MachineOrCard {
   std::optional<Card> card;
 };
 MachineOrCard findMachineOrCard(const Settings& settings, const std::string& idOrName);
+
+/// Of an option: a whole number in this range.
+CLI::Validator wholeNumber(std::uint64_t least, std::uint64_t most);
 
 /// Whether colours belong on standard output: a terminal, and NO_COLOR (no-color.org) is not set.
 bool useColour();

@@ -1,11 +1,17 @@
 // exec, shell, attach and run: commands inside a machine.
 #include <algorithm>
+#include <csignal>
+#include <functional>
 #include <iostream>
 #include <memory>
+
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "apply/lifecycle.h"
 #include "cli/commands.h"
 #include "cli/common.h"
+#include "plan/plan.h"
 #include "system/guest.h"
 #include "system/host.h"
 #include "util/error.h"
@@ -27,9 +33,48 @@ int execIn(const Machine& machine, const GuestCommand& command, bool terminal, S
   return execOnTerminal(machine.name().str(), command, machined);
 }
 
-/// What keeps a machine up while `run` has its one opencode in it.
-std::vector<PlainText> idlePayload() {
-  return {PlainText::parse("sleep").value(), PlainText::parse("infinity").value()};
+/// Runs `act` in a child process and returns its status, 128 + signal if one ended it. A signal that would
+/// end this process ends the child instead, so that the caller can clean up. No other thread may run.
+int inChild(const std::function<int()>& act) {
+  sigset_t watched, before;
+  sigemptyset(&watched);
+  for (const int signal : {SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM}) sigaddset(&watched, signal);
+  sigprocmask(SIG_BLOCK, &watched, &before);
+  const pid_t child = fork();
+  if (child < 0) throw errnoError("fork");
+  if (child == 0) {
+    sigprocmask(SIG_SETMASK, &before, nullptr);
+    int status = ownFailure;
+    try {
+      status = act();
+    } catch (const Error& error) {
+      std::cerr << "agentmachine: " << error.what() << "\n";
+    }
+    std::cout.flush();
+    _exit(status);
+  }
+  int status = 0;
+  while (waitpid(child, &status, WNOHANG) == 0) {
+    const int signal = sigwaitinfo(&watched, nullptr);
+    if (signal > 0 && signal != SIGCHLD) kill(child, signal);
+  }
+  sigprocmask(SIG_SETMASK, &before, nullptr);
+  return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+/// The machine of a card or an id, created if need be and started for one opencode that is not there yet.
+Machine startForRun(const Settings& settings, const std::string& cardOrId) {
+  Systemd systemd;
+  const bool isFile = cardOrId.contains('/') || cardOrId.contains('.');
+  auto found = isFile ? MachineOrCard{.machine = {}, .card = loadCard(cardOrId)}
+                      : findMachineOrCard(settings, cardOrId);
+  Machine machine = found.machine ? std::move(*found.machine) : createMachine(settings, *found.card, systemd);
+  const auto state = systemd.activeState(machine.name().unit());
+  if (state != "inactive" && state != "failed")
+    throw Error(machine.name().str() + " is running already; in it: agentmachine exec " +
+                machine.card.id.str() + " -- opencode …");
+  startMachine(settings, withIdlePayload(machine), systemd);
+  return machine;
 }
 
 }  // namespace
@@ -110,25 +155,17 @@ void addRunCommand(CLI::App& app, int& status) {
   command->callback([=, &status] {
     requireRoot("run");
     const Settings settings = readSettings();
-    Systemd systemd;
-    const bool isFile = path->contains('/') || path->contains('.');
-    auto found =
-        isFile ? MachineOrCard{.machine = {}, .card = loadCard(*path)} : findMachineOrCard(settings, *path);
-    const Machine machine = found.machine ? *found.machine : createMachine(settings, *found.card, systemd);
-    if (systemd.activeState(machine.name().unit()) != "inactive" &&
-        systemd.activeState(machine.name().unit()) != "failed")
-      throw Error(machine.name().str() + " is running already; in it: agentmachine exec " +
-                  machine.card.id.str() + " -- opencode …");
-    startMachine(settings, machine, systemd, idlePayload());
+    const Machine machine = startForRun(settings, *path);
     GuestCommand opencode{.user = "", .argv = {"opencode"}, .environment = {}, .directory = ""};
     append(opencode.argv, *words);
-    try {
-      status = execIn(machine, opencode, *terminal, systemd);
-    } catch (const Error&) {
-      stopMachine(settings, machine, systemd, std::nullopt);
-      throw;
-    }
+    status = inChild([&] {
+      Systemd systemd;
+      return execIn(machine, opencode, *terminal, systemd);
+    });
+    Systemd systemd;
     stopMachine(settings, machine, systemd, std::nullopt);
+    // Whoever starts it next gets what the card says.
+    renderMachine(settings, machine, systemd);
   });
 }
 

@@ -82,7 +82,8 @@ void addImport(CLI::App& images) {
   command->add_option("TARBALL", *path, "tar, plain or compressed with gzip, xz or zstd; - is standard input")
       ->required();
   command->add_option("--max-size", *maxMib, "refuse more than this when unpacked, in MiB")
-      ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40))
+      ->type_name("MIB")
+      ->check(wholeNumber(1, std::uint64_t{1} << 40))
       ->capture_default_str();
   command->callback([path, maxMib] {
     requireRoot("image import");

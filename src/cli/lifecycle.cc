@@ -46,7 +46,8 @@ std::optional<std::chrono::seconds> seconds(int value) {
 
 CLI::Option* addTimeout(CLI::App& command, int& timeout) {
   return command.add_option("--timeout", timeout, "seconds until what has not ended is killed")
-      ->check(CLI::Range(0, 86400));
+      ->type_name("SECONDS")
+      ->check(wholeNumber(0, 86400));
 }
 
 }  // namespace

@@ -16,7 +16,9 @@ void addLogsCommand(CLI::App& app) {
   auto lines = std::make_shared<int>(-1);
   command->add_option("ID", *id, "agent id")->required();
   command->add_flag("-f,--follow", *follow, "go on with what is logged from now on");
-  command->add_option("-n,--lines", *lines, "only the last lines")->check(CLI::NonNegativeNumber);
+  command->add_option("-n,--lines", *lines, "only the last lines")
+      ->type_name("NUMBER")
+      ->check(wholeNumber(0, 1'000'000'000));
   command->callback([=] {
     requireRoot("logs");
     const Machine machine = findMachine(readSettings(), *id);

@@ -58,6 +58,7 @@ int main(int argc, char** argv) {
   addPlanCommand(app);
   addSchemaCommand(app);
   addImageCommand(app);
+  addDoctorCommand(app, status);
   addHookCommand(app);
 
   try {
@@ -69,13 +70,20 @@ int main(int argc, char** argv) {
   } catch (const CLI::CallForVersion& version) {
     return app.exit(version);
   } catch (const CLI::ParseError& error) {
+    const CLI::App* command = &app;
+    std::string name = "agentmachine";
+    while (!command->get_subcommands().empty()) {
+      command = command->get_subcommands().front();
+      name += " " + command->get_name();
+    }
+    std::string message = error.what();
     // CLI11 says only that a command is missing, whatever was typed in its place.
-    const bool unknown = app.get_subcommands().empty() && !app.remaining().empty();
-    std::cerr << "agentmachine: "
-              << printable(unknown ? "there is no command \"" + app.remaining().front() + "\"" : error.what())
-              << "\nTry: agentmachine";
-    for (const auto* command : app.get_subcommands()) std::cerr << " " << command->get_name();
-    std::cerr << " --help\n";
+    if (dynamic_cast<const CLI::RequiredError*>(&error) && !command->get_subcommands({}).empty()) {
+      const auto rest = command->remaining();
+      message = rest.empty() ? "which command of \"" + name + "\"?"
+                             : "there is no command \"" + name + " " + rest.front() + "\"";
+    }
+    std::cerr << "agentmachine: " << printable(message) << "\nTry: " << name << " --help\n";
     return usage;
   } catch (const Error& error) {
     tell(error.what());

@@ -319,6 +319,11 @@ Plan planCreate(const Card& card, const Host& host) {
   return plan;
 }
 
+Machine withIdlePayload(Machine machine) {
+  machine.card.command = {PlainText::parse("sleep").value(), PlainText::parse("infinity").value()};
+  return machine;
+}
+
 Plan planRemove(const Machine& machine, const Settings& settings, bool removeWorkspace) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   Plan plan = {

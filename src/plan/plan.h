@@ -91,6 +91,9 @@ WriteFile planPolicy(const Machine& machine, const Host& host);
 /// What `allow` and `deny` do: the card of the state and what the proxy reads, nothing else.
 Plan planHosts(const Machine& machine, const Host& host);
 
+/// The machine as `run` starts it: nothing runs in it but what `run` brings.
+Machine withIdlePayload(Machine machine);
+
 /// What `rm` does: the link first, the state last, so that a killed `rm` can be run again. The workspace is
 /// removed only if asked.
 Plan planRemove(const Machine& machine, const Settings& settings, bool removeWorkspace);

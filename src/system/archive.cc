@@ -72,6 +72,12 @@ class Utf8Locale {
   locale_t locale_, previous_;
 };
 
+/// What libarchive says of its last failure; of some it says nothing, and then the string is null.
+std::string whatIsWrong(archive* reader) {
+  const char* text = archive_error_string(reader);
+  return text ? text : "it is damaged";
+}
+
 bool hasControlCharacter(std::string_view text) {
   return std::ranges::any_of(text, [](unsigned char c) { return c < 0x20 || c == 0x7f; });
 }
@@ -300,7 +306,7 @@ class Unpacker {
       la_int64_t offset = 0;
       const int result = archive_read_data_block(reader_, &block, &length, &offset);
       if (result == ARCHIVE_EOF) break;
-      if (result != ARCHIVE_OK) throw Error(archive_error_string(reader_));
+      if (result != ARCHIVE_OK) throw Error(whatIsWrong(reader_));
       if (offset < done || offset + static_cast<la_int64_t>(length) > size)
         throw Error("its size is not what it says");
       hash.addZeros(static_cast<std::uint64_t>(offset - done));
@@ -339,11 +345,14 @@ Unpacked unpack(int archiveFd, const fs::path& directory, const UnpackLimits& li
   archive_read_support_filter_xz(reader.get());
   archive_read_support_filter_zstd(reader.get());
   constexpr std::size_t blockSize = 1 << 20;
-  if (archive_read_open_fd(reader.get(), archiveFd, blockSize) != ARCHIVE_OK)
-    throw Error(archive_error_string(reader.get()));
   struct stat st{};
-  const auto total =
-      fstat(archiveFd, &st) == 0 && S_ISREG(st.st_mode) ? static_cast<std::uint64_t>(st.st_size) : 0;
+  const bool known = fstat(archiveFd, &st) == 0;
+  if (known && S_ISDIR(st.st_mode)) throw Error("it is a directory: pack it with tar first");
+  if (archive_read_open_fd(reader.get(), archiveFd, blockSize) != ARCHIVE_OK)
+    throw Error(
+        std::format("it is no tar archive, plain or compressed with gzip, xz or zstd, or it is damaged ({})",
+                    whatIsWrong(reader.get())));
+  const auto total = known && S_ISREG(st.st_mode) ? static_cast<std::uint64_t>(st.st_size) : 0;
 
   Unpacker unpacker(reader.get(), directory, limits, [&] {
     if (progress) progress(static_cast<std::uint64_t>(archive_filter_bytes(reader.get(), -1)), total);
@@ -353,7 +362,7 @@ Unpacked unpack(int archiveFd, const fs::path& directory, const UnpackLimits& li
     const int result = archive_read_next_header(reader.get(), &entry);
     if (result == ARCHIVE_EOF) break;
     // A warning is about something that would be lost or changed: nothing may be.
-    if (result != ARCHIVE_OK) throw Error(archive_error_string(reader.get()));
+    if (result != ARCHIVE_OK) throw Error(whatIsWrong(reader.get()));
     unpacker.add(entry);
   }
   return unpacker.finish();

@@ -142,11 +142,11 @@ void copyWindowSize(int master) {
   if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0) ioctl(master, TIOCSWINSZ, &size);
 }
 
-/// SIGWINCH as an event, blocked otherwise.
-Fd windowChanges() {
+/// SIGWINCH, and what would end this process before its terminal is as it was, as events.
+Fd signalEvents() {
   sigset_t set;
   sigemptyset(&set);
-  sigaddset(&set, SIGWINCH);
+  for (const int signal : {SIGWINCH, SIGHUP, SIGINT, SIGTERM}) sigaddset(&set, signal);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   return Fd{signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)};
 }
@@ -196,7 +196,7 @@ int execOnTerminal(const std::string& machine, GuestCommand command, Machined& m
   const MachineTerminal terminal = machined.openTerminal(machine);
   copyWindowSize(terminal.master.get());
   if (const char* term = getenv("TERM")) command.environment.push_back(std::string("TERM=") + term);
-  const Fd resized = windowChanges();
+  const Fd signals = signalEvents();
   const GuestCall call(machine, command, terminal.path, {});
   const RawTerminal raw;
 
@@ -206,15 +206,17 @@ int execOnTerminal(const std::string& machine, GuestCommand command, Machined& m
   for (;;) {
     std::vector<pollfd> fds = {output.wantsRead(), output.wantsWrite()};
     fds.push_back({ended ? -1 : call.endedFd(), POLLIN, 0});
-    fds.push_back({resized.get(), POLLIN, 0});
+    fds.push_back({signals.get(), POLLIN, 0});
     fds.push_back(ended ? pollfd{-1, 0, 0} : input.wantsRead());
     fds.push_back(ended ? pollfd{-1, 0, 0} : input.wantsWrite());
     // After the end only what the terminal still holds is waited for.
     pollOnce(fds, ended ? 0 : -1);
     if (ended && !fds[0].revents && !fds[1].revents) break;
     if (fds[3].revents) {
-      signalfd_siginfo information;
-      (void)!read(resized.get(), &information, sizeof information);
+      signalfd_siginfo information{};
+      (void)!read(signals.get(), &information, sizeof information);
+      // The command is killed when the connection to it is closed.
+      if (information.ssi_signo != SIGWINCH) return 128 + static_cast<int>(information.ssi_signo);
       copyWindowSize(terminal.master.get());
     }
     step(output, fds[0], fds[1]);

@@ -223,8 +223,15 @@ Image ImageStore::import(int archive, const UnpackLimits& limits, const UnpackPr
   const auto tree = temporary->path() / "root";
   fs::create_directory(tree);
   const auto unpacked = unpack(archive, tree, limits, progress);
-  if (const auto problems = imageProblems(tree); !problems.empty())
+  if (auto problems = imageProblems(tree); !problems.empty()) {
+    constexpr std::size_t shown = 5;
+    if (const auto count = problems.size(); count > shown) {
+      problems.resize(shown);
+      problems.push_back(
+          std::format("and {} more; `agentmachine image build` makes one that has all", count - shown));
+    }
     throw Error("this is no image for agentmachine:\n  " + join(problems, "\n  "));
+  }
 
   const Tree files(tree);
   Image image{.digest = std::string(digestPrefix) + sha256(unpacked.manifest),

@@ -37,7 +37,8 @@ std::optional<Prefix> parsePrefix(const std::string& text) {
   return Prefix{address->value, parts.size() > 1 ? static_cast<unsigned>(std::stoul(parts[1])) : 32};
 }
 
-void refuseOverlap(const Settings& settings) {
+/// "10.0.0.0/8 through eth0": the host's route that overlaps the bridge's network; "" if none does.
+std::string overlappingRoute(const Settings& settings) {
   const Prefix ours{settings.gateway.value, settings.prefixLength};
   const auto routes =
       nlohmann::json::parse(runChecked({"ip", "-json", "-4", "route", "show", "table", "all"}));
@@ -45,11 +46,17 @@ void refuseOverlap(const Settings& settings) {
     const auto destination = parsePrefix(route.value("dst", ""));
     const std::string device = route.value("dev", "");
     if (!destination || device == settings.bridge || device == "lo" || !destination->overlaps(ours)) continue;
-    throw Error(std::format(
-        "the network of the bridge {}, {}/{}, overlaps this host's route to {} through {}: choose "
-        "another `address` in /etc/agentmachine/agentmachine.conf",
-        settings.bridge, settings.gateway.str(), settings.prefixLength, route.value("dst", ""), device));
+    return route.value("dst", "") + " through " + device;
   }
+  return "";
+}
+
+void refuseOverlap(const Settings& settings) {
+  if (const auto route = overlappingRoute(settings); !route.empty())
+    throw Error(std::format(
+        "the network of the bridge {}, {}/{}, overlaps this host's route to {}: choose another `address` in "
+        "/etc/agentmachine/agentmachine.conf",
+        settings.bridge, settings.gateway.str(), settings.prefixLength, route));
 }
 
 bool tableExists(const std::string& family) {
@@ -75,7 +82,62 @@ std::vector<std::string> proxyConnections(const std::vector<std::string>& filter
   return peers;
 }
 
+/// Whether the bridge is as bringNetworkUp makes it.
+bool bridgeIsUp(const Settings& settings) {
+  const auto result = runProcess({"ip", "-json", "-4", "address", "show", "dev", settings.bridge, "up"});
+  if (result.status != 0) return false;
+  for (const auto& link : nlohmann::json::parse(result.output, nullptr, false))
+    for (const auto& address : link.value("addr_info", nlohmann::json::array()))
+      if (address.value("local", "") == settings.gateway.str() &&
+          address.value("prefixlen", 0u) == settings.prefixLength)
+        return true;
+  return false;
+}
+
+/// Both of our tables, without counters' values and machines' elements; "" if one is missing.
+std::string listTables() {
+  std::string text;
+  for (const std::string family : {"bridge", "inet"}) {
+    const auto result =
+        runProcess({"nft", "--stateless", "--terse", "list", "table", family, "agentmachine"});
+    if (result.status != 0) return "";
+    text += result.output;
+  }
+  return text;
+}
+
+/// The tables as nft lists them right after our rules were loaded, in a network namespace that goes again.
+/// Throws Error with what nft says if it refuses them.
+std::string listIntendedTables(const Settings& settings) {
+  constexpr auto script =
+      "nft -f - && for family in bridge inet; do nft --stateless --terse list table $family agentmachine || "
+      "exit; done";
+  return runChecked({"unshare", "--net", "sh", "-c", script}, renderNftRuleset(settings));
+}
+
+FilterState filterState(const std::string& intended) {
+  const auto actual = listTables();
+  if (actual.empty()) return FilterState::missing;
+  return actual == intended ? FilterState::inPlace : FilterState::altered;
+}
+
 }  // namespace
+
+NetworkFacts networkFacts(const Settings& settings) {
+  NetworkFacts facts{.overlap = overlappingRoute(settings), .bridge = bridgeIsUp(settings)};
+  try {
+    facts.filter = filterState(listIntendedTables(settings));
+  } catch (const Error& cause) {
+    facts.filterRefusal = cause.what();
+  }
+  // Names are all that is in quotes there.
+  for (auto& word : split(runProcess({"nft", "list", "set", "bridge", "agentmachine", "agents"}).output, '"'))
+    if (word.starts_with(machinePortPrefix)) facts.filterPorts.insert(std::move(word));
+  for (const auto& entry : std::filesystem::directory_iterator("/sys/class/net"))
+    if (entry.path().filename().string().starts_with(machinePortPrefix))
+      facts.machinePorts.insert(entry.path().filename().string());
+  return facts;
+}
 
 void bringNetworkUp(const Settings& settings) {
   inContext("set up the network", [&] {

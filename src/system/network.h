@@ -1,6 +1,8 @@
 // The bridge, the machines' interfaces and nft, through iproute2 and nft(8): both take their commands on
 // standard input, so no value becomes an argument list of a shell.
 #pragma once
+#include <optional>
+#include <set>
 #include <string>
 
 #include <sys/types.h>
@@ -16,6 +18,21 @@ void bringNetworkUp(const Settings& settings);
 void takeNetworkDown(const Settings& settings);
 /// Throws Error, naming the guard, unless bridge and nft tables are there.
 void checkNetworkGuards(const Settings& settings);
+
+enum class FilterState { missing, altered, inPlace };
+
+/// The network as it is.
+struct NetworkFacts {
+  std::string overlap;  ///< the host's route that overlaps the bridge's network; "" if none does
+  bool bridge = false;  ///< the bridge is there, is up and has the gateway's address
+  std::string
+      filterRefusal;  ///< what nft says to our rules in a network namespace of their own; "" if it takes them
+  FilterState filter = FilterState::missing;  ///< our tables, compared with what they are right after loading
+  std::set<std::string> filterPorts;          ///< interfaces that have an element in the filter's set
+  std::set<std::string> machinePorts;         ///< interfaces of this host that are named like machines'
+};
+/// Throws Error if `ip` can't be asked.
+NetworkFacts networkFacts(const Settings& settings);
 
 /// Connects a started machine: nft elements, bandwidth, bridge port (isolated), address and connected route
 /// inside, and only then up, so that no packet passes before its rules. `leader` is the machine's PID 1.

@@ -3,6 +3,7 @@
 #include <charconv>
 #include <condition_variable>
 #include <csignal>
+#include <format>
 #include <map>
 #include <mutex>
 
@@ -46,13 +47,6 @@ Value managerProperty(sdbus::IConnection& bus, const std::string& name) {
   });
 }
 
-/// "257.13-1~deb13u1" → 257.
-int majorVersion(const std::string& version) {
-  int major = 0;
-  std::from_chars(version.data(), version.data() + version.size(), major);
-  return major;
-}
-
 /// Throws sdbus::Error, for callers who know more of it.
 void startTransient(sdbus::IConnection& bus, const std::string& unit,
                     const std::vector<TransientProperty>& properties) {
@@ -66,16 +60,33 @@ void startTransient(sdbus::IConnection& bus, const std::string& unit,
 
 }  // namespace
 
+SystemdVersion SystemdVersion::parse(std::string_view text) {
+  SystemdVersion version;
+  const auto* end = text.data() + text.size();
+  const auto [next, error] = std::from_chars(text.data(), end, version.major);
+  if (error == std::errc() && next != end && *next == '.') std::from_chars(next + 1, end, version.minor);
+  return version;
+}
+
+void checkSystemdVersion(const std::string& version) {
+  if (SystemdVersion::parse(version).major < AGENTMACHINE_SYSTEMD_MIN)
+    throw Error(std::format(
+        "this host runs systemd {}, and agentmachine needs {} or newer, as Debian 13 has: upgrade the host",
+        version, AGENTMACHINE_SYSTEMD_MIN));
+}
+
 Systemd::Systemd()
     : bus_(translated("connect to the system bus", [] { return sdbus::createSystemBusConnection(); })) {
-  const auto version = managerProperty<std::string>(*bus_, "Version");
-  if (majorVersion(version) < AGENTMACHINE_SYSTEMD_MIN)
-    throw Error("this host runs systemd " + version + ", and agentmachine needs " +
-                std::to_string(AGENTMACHINE_SYSTEMD_MIN) + " or newer");
+  checkSystemdVersion(managerProperty<std::string>(*bus_, "Version"));
   // Once a connection; without it systemd sends no JobRemoved.
   translated("subscribe to systemd",
              [&] { manager(*bus_)->callMethod("Subscribe").onInterface(managerInterface); });
+  // Signals are for the thread that waits for them; this one would lose a SIGWINCH.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
   bus_->enterEventLoopAsync();
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 Systemd::~Systemd() {

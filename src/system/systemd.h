@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace sdbus {
@@ -11,6 +12,16 @@ class IConnection;
 }
 
 namespace agentmachine {
+
+/// "257.13-1~deb13u1" is 257 and 13, and so is "257.13"; "258~rc1" is 258 and 0.
+struct SystemdVersion {
+  int major = 0, minor = 0;
+  auto operator<=>(const SystemdVersion&) const = default;
+  static SystemdVersion parse(std::string_view text);
+};
+
+/// Throws Error unless this version, as systemd tells it, is one that agentmachine works with.
+void checkSystemdVersion(const std::string& version);
 
 struct UnitState {
   std::string name;

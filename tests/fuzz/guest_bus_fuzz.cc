@@ -11,15 +11,12 @@
 #include <sys/un.h>
 
 #include "guest/bus.h"
+#include "require.h"
 
 using namespace agentmachine;
 using namespace std::literals;
 
 namespace {
-
-void require(bool condition) {
-  if (!condition) std::abort();
-}
 
 /// One bus for all inputs. Its sessions are limited to none: everything but the fork is run.
 struct Target {

@@ -11,8 +11,6 @@ namespace agentmachine {
 
 namespace {
 
-constexpr std::size_t maxGoldenBytes = 4 * 1024 * 1024;
-
 class Case : public testing::Test {
  public:
   explicit Case(std::function<void()> body) : body_(std::move(body)) {}

@@ -8,6 +8,9 @@
 
 namespace agentmachine {
 
+/// The largest file of a case.
+constexpr std::size_t maxGoldenBytes = 4 * 1024 * 1024;
+
 /// Registers one test "SUITE.NAME" for each entry of `folder` except `expected`, NAME being its stem. `check`
 /// gets the entry.
 void forEachCase(const std::string& suite, const std::filesystem::path& folder,
@@ -19,5 +22,6 @@ void expectGolden(const std::filesystem::path& expected, std::string_view actual
 // The suites, each in its own file; main.cc registers them. `root` is tests/golden.
 void registerCardGoldens(const std::filesystem::path& root);
 void registerPlanGoldens(const std::filesystem::path& root);
+void registerCliGoldens(const std::filesystem::path& root);
 
 }  // namespace agentmachine

@@ -99,13 +99,21 @@ TEST(PlanOnHost, SaysWhatIsMissingOrFull) {
                   .workspace = AbsolutePath::parse("/mnt/agents/new").value()};
   Host without = host();
   without.images.clear();
-  EXPECT_THROW(planCreate(card, without), Error);
+  EXPECT_EQ(planOrRefusal(card, without),
+            "refused: there is no image yet: `agentmachine image build` makes one, `agentmachine image "
+            "import TARBALL` "
+            "takes one made elsewhere\n");
   Host small = host();
   small.settings.prefixLength = 30;  // the gateway's address, the neighbour's, and none beside them
-  EXPECT_THROW(planCreate(card, small), Error);
+  EXPECT_EQ(planOrRefusal(card, small),
+            "refused: all 1 addresses of the bridge's network 10.213.0.0/30 are taken: remove machines, or "
+            "give `address` "
+            "in agentmachine.conf a shorter prefix\n");
   Host few = host();
   few.settings.uidRanges = 1;
-  EXPECT_THROW(planCreate(card, few), Error);
+  EXPECT_EQ(planOrRefusal(card, few),
+            "refused: all 1 ranges of user ids are taken: remove machines, or raise `uid_ranges` in "
+            "agentmachine.conf\n");
 }
 
 TEST(PlanOnHost, AMachineKeepsWhatItWasGiven) {

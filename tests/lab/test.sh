@@ -42,6 +42,48 @@ asanPart() {
   for suite in unit golden; do mesonPart "$dir" $suite || status=1; done
   return $status
 }
+# fuzzBuild: the fuzz targets, with clang and a build directory of their own; sets fuzzers to their names.
+fuzzBuild() {
+  local dir=$LAB_STATE/fuzz target
+  [[ -e $dir/build.ninja ]] || CXX='ccache clang++' meson setup --prefix=/usr -Dfuzz=true -Dtests=true -Dman=false -Dwerror=false \
+    -Db_sanitize=address,undefined -Db_lundef=false "$dir" /src >/dev/null || return 1
+  fuzzers=()
+  for target in $(sed -n "s/^  '\([a-z_]*\)': .*/\1/p" /src/tests/fuzz/meson.build); do fuzzers+=("$target"); done
+  local programs=("${fuzzers[@]/#/tests/fuzz/}")
+  ninja -C "$dir" "${programs[@]/%/_fuzz}" >"$dir/build.log" 2>&1 || { tail -n 40 "$dir/build.log"; return 1; }
+}
+# fuzzOne TARGET SECONDS: looks for an input that breaks it; new inputs that reach something new are kept beside the
+# build, one that breaks it is in findings/TARGET. Prints one line.
+fuzzOne() {
+  local dir=$LAB_STATE/fuzz target=$1 log=$LAB_STATE/fuzz-$1.log seeds=("/src/tests/fuzz/corpus/$1") count
+  mkdir -p "$dir/corpus/$target" "$dir/findings/$target"
+  case $target in card_*) seeds+=(/src/tests/golden/card/{good,bad}) ;; esac
+  if "$dir/tests/fuzz/${target}_fuzz" -max_total_time="$2" -timeout=20 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=1 \
+    -artifact_prefix="$dir/findings/$target/" "$dir/corpus/$target" "${seeds[@]}" >"$log" 2>&1 </dev/null; then
+    count=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    echo "ok fuzz-$target"
+    echo "# $target: $count executions in $2 s"
+  else
+    sed -n '/ERROR\|SUMMARY\|#[0-9]* 0x\|Test unit/p' "$log" | head -n 40
+    echo "not ok fuzz-$target - $(grep -m 1 -o 'Test unit written to .*' "$log" || tail -n 1 "$log")"
+    return 1
+  fi
+}
+# fuzzPart [SECONDS [TARGET…]]: two at a time.
+fuzzPart() {
+  local seconds=${1:-20} status=0 target fuzzers
+  fuzzBuild || { echo "not ok fuzz-build - see above"; return 1; }
+  for target in "${@:2}"; do
+    [[ " ${fuzzers[*]} " == *" $target "* ]] || { echo "lab: there is no fuzz target \"$target\"; there are: ${fuzzers[*]}" >&2; return 2; }
+  done
+  [[ $# -lt 2 ]] || fuzzers=("${@:2}")
+  for target in "${fuzzers[@]}"; do
+    while [[ $(jobs -rp | wc -l) -ge 2 ]]; do wait -n || status=1; done
+    fuzzOne "$target" "$seconds" &
+  done
+  while [[ $(jobs -p | wc -l) -gt 0 ]]; do wait -n || { [[ $? -eq 127 ]] || status=1; }; jobs >/dev/null; done
+  return $status
+}
 # A source that passed with just these headers passes again unasked.
 tidyPart() {
   local done=$LAB_STATE/tidy status=0 common file id todo=() ids=()
@@ -108,14 +150,14 @@ testParts() {
   local all name
   all=(lint unit golden nix image lab)
   for name in "$here"/suites/*; do all+=("$(basename "$name")"); done
-  all+=(asan tidy)
+  all+=(asan fuzz tidy)
   for name in "$@"; do
     [[ " ${all[*]} " == *" $name "* ]] || die "there is no test \"$name\"; there are: ${all[*]}"
   done
   [[ $# -gt 0 ]] || set -- "${all[@]}"
   for name in "$@"; do
     case $name in
-      lint | tidy | unit | golden | nix | image | asan) [[ $name == lint ]] || build; part "$name" "${name}Part" || : ;;
+      lint | tidy | unit | golden | nix | image | asan | fuzz) [[ $name == lint ]] || build; part "$name" "${name}Part" || : ;;
       lab) up; part lab labPart || vmJournal ;;
       *) up; part "$name" suitePart "$name" || vmJournal ;;
     esac

@@ -1,0 +1,332 @@
+#include "observe/doctor_facts.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <format>
+
+#include <pwd.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "build_config.h"
+#include "plan/plan.h"
+#include "system/host.h"
+#include "system/idmap.h"
+#include "system/image_store.h"
+#include "system/systemd.h"
+#include "util/error.h"
+#include "util/file.h"
+#include "util/process.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t maxRenderedBytes = 8 * 1024 * 1024;
+
+/// What a command prints, or nothing if it fails or is not there.
+std::optional<std::string> said(const std::vector<std::string>& argv) {
+  try {
+    auto result = runProcess(argv);
+    if (result.status == 0) return std::move(result.output);
+  } catch (const Error&) {
+  }
+  return std::nullopt;
+}
+
+bool inPath(const std::string& program) {
+  for (const std::string directory : {"/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin"})
+    if (access((directory + "/" + program).c_str(), X_OK) == 0) return true;
+  return false;
+}
+
+std::map<std::string, std::string> missingPrograms() {
+  // What src/system and src/apply run, and what the units need.
+  const std::map<std::string, std::string> packages = {
+      {"bridge", "iproute2"},    {"ip", "iproute2"},
+      {"journalctl", "systemd"}, {"machinectl", "systemd-container"},
+      {"nft", "nftables"},       {"nsenter", "util-linux"},
+      {"openssl", "openssl"},    {"systemd-nspawn", "systemd-container"},
+      {"unshare", "util-linux"},
+  };
+  std::map<std::string, std::string> missing;
+  for (const auto& [program, package] : packages)
+    if (!inPath(program)) missing.emplace(program, package);
+  return missing;
+}
+
+std::vector<std::string> entries(const std::string& directory) {
+  std::vector<std::string> names;
+  std::error_code absent;
+  for (const auto& entry : fs::directory_iterator(directory, absent))
+    names.push_back(entry.path().filename());
+  std::ranges::sort(names);
+  return names;
+}
+
+DirectoryFacts directoryFacts(const std::string& path, mode_t most) {
+  struct stat st{};
+  DirectoryFacts facts{.path = path, .most = most, .mode = {}};
+  if (lstat(path.c_str(), &st) == 0 && S_ISDIR(st.st_mode)) facts.mode = st.st_mode;
+  return facts;
+}
+
+/// `name` and the three lines that systemd prints for each unit, in the order asked.
+std::vector<UnitFacts> unitFacts() {
+  std::vector<UnitFacts> units;
+  for (const std::string name :
+       {"agentmachine-network.service", "agentmachine-proxy.service", "agentmachine-render.service"}) {
+    UnitFacts unit{.name = name, .load = "not-found", .active = "inactive", .enabled = ""};
+    const auto text =
+        said({"systemctl", "show", "--property=LoadState,ActiveState,UnitFileState", name}).value_or("");
+    for (const auto& line : split(text, '\n')) {
+      if (line.starts_with("LoadState=")) unit.load = line.substr(10);
+      if (line.starts_with("ActiveState=")) unit.active = line.substr(12);
+      if (line.starts_with("UnitFileState=")) unit.enabled = line.substr(14);
+    }
+    units.push_back(std::move(unit));
+  }
+  return units;
+}
+
+fs::path lowestThere(fs::path path) {
+  while (!fs::exists(path) && path != path.root_path()) path = path.parent_path();
+  return path;
+}
+
+FileSystemFacts fileSystemFacts(const std::string& path) {
+  FileSystemFacts facts{
+      .path = path,
+      .type = trim(said({"stat", "--file-system", "--format=%T", "--", path}).value_or("unknown")),
+      .idmappable = canIdmap(path),
+      .availableBytes = {},
+      .availableInodesPercent = {}};
+  struct statvfs st{};
+  if (statvfs(path.c_str(), &st) < 0) return facts;
+  // ramfs says that it has none at all.
+  if (st.f_blocks > 0) facts.availableBytes = std::uint64_t{st.f_bavail} * st.f_frsize;
+  // btrfs and others have as many as there is room.
+  if (st.f_files > 0) facts.availableInodesPercent = static_cast<unsigned>(st.f_favail * 100 / st.f_files);
+  return facts;
+}
+
+/// Those of the images, of the state and of every workspace, each once.
+std::vector<FileSystemFacts> fileSystems(const Settings& settings,
+                                         const std::map<std::string, Machine>& machines) {
+  std::vector<std::string> paths = {settings.stateDirectory, settings.stateDirectory + "/images",
+                                    settings.runtimeDirectory, "/mnt/agents"};
+  for (const auto& [id, machine] : machines) paths.push_back(machine.card.workspace.str());
+  std::vector<FileSystemFacts> facts;
+  std::set<dev_t> seen;
+  for (const auto& path : paths) {
+    const auto there = lowestThere(path).string();
+    struct stat st{};
+    if (stat(there.c_str(), &st) == 0 && seen.insert(st.st_dev).second)
+      facts.push_back(fileSystemFacts(there));
+  }
+  return facts;
+}
+
+/// Whether what an action of a plan writes is there, and is what it writes.
+enum class Rendered { asPlanned, missing, altered };
+
+Rendered compare(const Action& action) {
+  struct stat st{};
+  if (const auto* file = std::get_if<WriteFile>(&action)) {
+    if (lstat(file->path.c_str(), &st) < 0) return Rendered::missing;
+    const bool same = S_ISREG(st.st_mode) && (st.st_mode & 07777) == file->mode &&
+                      Owner{st.st_uid, st.st_gid} == file->owner &&
+                      readFile(file->path, maxRenderedBytes) == file->content;
+    return same ? Rendered::asPlanned : Rendered::altered;
+  }
+  if (const auto* link = std::get_if<Link>(&action)) {
+    std::error_code error;
+    if (lstat(link->path.c_str(), &st) < 0) return Rendered::missing;
+    return fs::read_symlink(link->path, error) == link->target ? Rendered::asPlanned : Rendered::altered;
+  }
+  if (const auto* directory = std::get_if<MakeDirectory>(&action))
+    return lstat(directory->path.c_str(), &st) == 0 ? Rendered::asPlanned : Rendered::missing;
+  return Rendered::asPlanned;
+}
+
+std::string pathOf(const Action& action) {
+  if (const auto* file = std::get_if<WriteFile>(&action)) return file->path;
+  if (const auto* link = std::get_if<Link>(&action)) return link->path;
+  if (const auto* directory = std::get_if<MakeDirectory>(&action)) return directory->path;
+  return "";
+}
+
+void compareRendered(const Machine& machine, const Host& host, MachineFacts& facts) {
+  const auto plan = planRender(machine, host);
+  // `run` has the machine wait while its one opencode works in it.
+  const auto waiting = planRender(withIdlePayload(machine), host);
+  for (std::size_t i = 0; i < plan.size(); ++i) {
+    const auto rendered = compare(plan[i]);
+    if (rendered == Rendered::missing) facts.missing.push_back(pathOf(plan[i]));
+    if (rendered == Rendered::altered && !(facts.running && compare(waiting[i]) == Rendered::asPlanned))
+      facts.altered.push_back(pathOf(plan[i]));
+  }
+}
+
+/// What is wrong with a key file, or "".
+std::string keyProblem(const std::string& path) {
+  struct stat st{};
+  if (stat(path.c_str(), &st) < 0) return "is missing";
+  if (!S_ISREG(st.st_mode)) return "is no regular file";
+  if (st.st_uid != 0) return "does not belong to root";
+  if (st.st_mode & 077) return std::format("has mode {:04o}: others can use it", st.st_mode & 07777);
+  return "";
+}
+
+std::string settingsOverride(const std::string& name) {
+  const auto path = "/etc/systemd/nspawn/" + name + ".nspawn";
+  return fs::exists(path) ? path : "";
+}
+
+std::vector<std::string> administratorsDropIns(const std::map<std::string, Machine>& machines) {
+  std::vector<std::string> units = {"systemd-nspawn@.service", "systemd-nspawn@agent-.service"}, files;
+  for (const auto& [id, machine] : machines) units.push_back(machine.name().unit());
+  for (const auto& unit : units)
+    for (const auto& name : entries("/etc/systemd/system/" + unit + ".d"))
+      if (name.ends_with(".conf")) files.push_back(std::format("/etc/systemd/system/{}.d/{}", unit, name));
+  return files;
+}
+
+/// What is named like one of ours and belongs to nobody. `running` are names of machines.
+std::vector<Leftover> leftovers(const Settings& settings, const std::map<std::string, Machine>& machines,
+                                const std::set<std::string>& running, const NetworkFacts& network) {
+  std::set<std::string> names, addresses, runningAddresses, ports;
+  for (const auto& [id, machine] : machines) {
+    const auto name = machine.name().str(), address = machine.allocation.address.str();
+    names.insert(name);
+    addresses.insert(address);
+    if (!running.contains(name)) continue;
+    runningAddresses.insert(address);
+    ports.insert(hostInterface(settings, machine.allocation.address));
+  }
+  std::vector<Leftover> found;
+  // Of each directory, what begins with `before` and ends with `after` around a name that isn't in `known`.
+  const auto look = [&](const std::string& directory, std::string_view before, std::string_view after,
+                        const std::set<std::string>& known, std::string_view remove) {
+    for (const auto& entry : entries(directory)) {
+      if (!entry.starts_with(before) || !entry.ends_with(after) || entry.starts_with(".")) continue;
+      if (entry.size() < before.size() + after.size()) continue;
+      if (known.contains(entry.substr(before.size(), entry.size() - before.size() - after.size()))) continue;
+      const auto path = directory + "/" + entry;
+      found.push_back({path, std::string(remove) + " " + path});
+    }
+  };
+  std::set<std::string> namesWithoutPrefix;
+  for (const auto& name : names) namesWithoutPrefix.insert(name.substr(std::string_view("agent-").size()));
+  look("/run/machines", "agent-", "", namesWithoutPrefix, "rm");
+  look("/run/systemd/nspawn", "agent-", ".nspawn", namesWithoutPrefix, "rm");
+  look("/run/systemd/system", "systemd-nspawn@agent-", ".service.d", namesWithoutPrefix, "rm -r");
+  look(settings.runtimeDirectory + "/machines", "", "", names, "rm -r");
+  look(settings.runtimeDirectory + "/workspaces", "", "", running, "umount");
+  look(settings.runtimeDirectory + "/policy", "", "", addresses, "rm");
+  look(settings.runtimeDirectory + "/keys", "", "", runningAddresses, "rm");
+  for (const auto& port : network.machinePorts)
+    if (!ports.contains(port)) found.push_back({"the interface " + port, "ip link delete " + port});
+  for (const auto& port : network.filterPorts)
+    if (!ports.contains(port))
+      found.push_back({"the packet filter's element of " + port,
+                       "nft flush set bridge agentmachine agents, with no machine running"});
+  const auto states = settings.stateDirectory + "/machines";
+  for (const auto& id : entries(states))
+    if (AgentId::parse(id) && !machines.contains(id) && !fs::exists(states + "/" + id + "/machine.json"))
+      found.push_back(
+          {states + "/" + id, "agentmachine create the card again, or: rm -r " + states + "/" + id});
+  return found;
+}
+
+/// Names of the machines whose units are up, or on their way up or down.
+std::set<std::string> runningMachines() {
+  std::set<std::string> names;
+  try {
+    Systemd systemd;
+    constexpr std::string_view before = "systemd-nspawn@", after = ".service";
+    for (const auto& unit : systemd.listUnits("systemd-nspawn@agent-*.service"))
+      if (unit.active != "inactive" && unit.active != "failed")
+        names.insert(unit.name.substr(before.size(), unit.name.size() - before.size() - after.size()));
+  } catch (const Error&) {
+    // Without a systemd that we work with none of ours runs; that is found elsewhere.
+  }
+  return names;
+}
+
+std::vector<MachineFacts> machineFacts(const DoctorFacts& facts,
+                                       const std::map<std::string, Machine>& machines,
+                                       const std::set<std::string>& running) {
+  std::optional<Host> host;
+  try {
+    host = snapshot(facts.settings, {});
+  } catch (const Error&) {
+    // A user is missing: that is found elsewhere, and without it nothing can be rendered.
+  }
+  std::vector<MachineFacts> list;
+  for (const auto& [id, machine] : machines) {
+    MachineFacts one{.id = id, .name = machine.name().str()};
+    one.running = running.contains(one.name);
+    one.imagePresent = fs::is_directory(imageTree(facts.settings, machine.allocation.image));
+    one.filterKnows =
+        facts.network.filterPorts.contains(hostInterface(facts.settings, machine.allocation.address));
+    one.settingsOverride = settingsOverride(one.name);
+    if (machine.card.apiKeyFile) {
+      one.keyFile = machine.card.apiKeyFile->str();
+      one.keyProblem = keyProblem(one.keyFile);
+    }
+    if (host) compareRendered(machine, *host, one);
+    list.push_back(std::move(one));
+  }
+  return list;
+}
+
+}  // namespace
+
+DoctorFacts collectDoctorFacts() {
+  DoctorFacts facts;
+  try {
+    facts.settings = readSettings();
+  } catch (const Error& cause) {
+    facts.settingsProblem = cause.what();
+  }
+  const Settings& settings = facts.settings;
+  facts.systemdVersion = trim(said({"systemctl", "show", "--property=Version", "--value"}).value_or(""));
+  facts.kernel = kernelFacts();
+  facts.missingPrograms = missingPrograms();
+  facts.squid = AGENTMACHINE_SQUID;
+  facts.squidSays = said({facts.squid, "-v"});
+  for (const auto& user : {settings.proxyUser, settings.workspaceUser})
+    if (!getpwnam(user.c_str())) facts.missingUsers.insert(user);
+  facts.directories = {directoryFacts(settings.stateDirectory, 0755),
+                       directoryFacts(settings.stateDirectory + "/machines", 0700),
+                       directoryFacts(settings.runtimeDirectory, 0755),
+                       directoryFacts(settings.runtimeDirectory + "/machines", 0700),
+                       directoryFacts(settings.cardsDirectory, 0755)};
+  facts.units = unitFacts();
+  try {
+    facts.network = networkFacts(settings);
+  } catch (const Error& cause) {
+    facts.network.filterRefusal = cause.what();
+  }
+  std::map<std::string, Machine> machines;
+  try {
+    facts.images = ImageStore(settings.stateDirectory + "/images").list().size();
+    machines = readMachines(settings);
+  } catch (const Error& cause) {
+    facts.stateProblem = cause.what();
+  }
+  const auto running = runningMachines();
+  facts.machines = machineFacts(facts, machines, running);
+  facts.fileSystems = fileSystems(settings, machines);
+  facts.dropIns = administratorsDropIns(machines);
+  // With a state that can't be read everything would look left over.
+  if (facts.stateProblem.empty()) facts.leftovers = leftovers(settings, machines, running, facts.network);
+  return facts;
+}
+
+}  // namespace agentmachine

@@ -1,0 +1,20 @@
+// What this host's kernel can do for machines, found by trying it. Changes nothing that outlives the call.
+#pragma once
+#include <set>
+#include <string>
+
+namespace agentmachine {
+
+struct KernelFacts {
+  bool cgroup2 = false;               ///< /sys/fs/cgroup is a cgroup v2 hierarchy
+  std::set<std::string> controllers;  ///< of its root
+  bool cgroupBpf = false;  ///< programs that filter the packets of a cgroup: systemd's IPAddressDeny=
+  bool seccomp = false;    ///< filters of system calls
+  bool userNamespaces = false;
+  bool veth = false, bridge = false;  ///< network interfaces of these kinds can be made
+  bool clockSynchronized = false;
+};
+
+KernelFacts kernelFacts();
+
+}  // namespace agentmachine
