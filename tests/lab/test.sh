@@ -64,6 +64,10 @@ tidyPart() {
 # The manifest, images that must not build, and the image built once more, bit for bit.
 imagePart() { verdict image-check $here/make-images --check; }
 labPart() { $here/test-lab; }
+# A sample of the attack suite, another each day: LAB_SEED repeats one.
+attackPart() {
+  $here/vm.py run /srv/agentmachine/tests/attack/run --ok --sample "${LAB_SEED:-$(date +%F)}" --seconds "${LAB_ATTACK_SECONDS:-420}" </dev/null 2>&1
+}
 suitePart() { $here/vm.py run "/srv/agentmachine/tests/lab/suites/$1" </dev/null 2>&1; }
 
 # part NAME CMD…: runs one part, counts its lines, shows them all only if one failed.
@@ -102,7 +106,7 @@ testParts() {
   local all name
   all=(lint unit golden image lab)
   for name in "$here"/suites/*; do all+=("$(basename "$name")"); done
-  all+=(asan tidy)
+  all+=(attack asan tidy)
   for name in "$@"; do
     [[ " ${all[*]} " == *" $name "* ]] || die "there is no test \"$name\"; there are: ${all[*]}"
   done
@@ -110,6 +114,7 @@ testParts() {
   for name in "$@"; do
     case $name in
       lint | tidy | unit | golden | image | asan) [[ $name == lint ]] || build; part "$name" "${name}Part" || : ;;
+      attack) up; part attack attackPart || vmJournal ;;
       lab) up; part lab labPart || vmJournal ;;
       *) up; part "$name" suitePart "$name" || vmJournal ;;
     esac
