@@ -339,8 +339,10 @@ class Lab:
         clean()
         self.cleanup.callback(clean)
         WORK.mkdir(mode=0o711)
-        found = [*glob.glob("/usr/lib/*/agentmachine/tests/*"), *glob.glob("/usr/lib/agentmachine/tests/*"), "/usr/bin/busybox"]
-        self.tools = [path for path in found if os.path.isfile(path)]
+        # LIBDIR is one of lib, lib64 and lib/x86_64-linux-gnu.
+        self.tools = [*glob.glob("/usr/lib*/agentmachine/tests/*"), *glob.glob("/usr/lib/*/agentmachine/tests/*"), "/usr/bin/busybox"]
+        if not any(path.endswith("/wire") for path in self.tools):
+            raise SystemExit("the probes are not installed: meson setup -Dinstall-tests=true")
         (WORK / "tools").mkdir()
         for tool in self.tools:
             shutil.copy(tool, WORK / "tools")
