@@ -112,6 +112,10 @@ nixPart() {
   /src/tests/nix/check "${more[@]}"
 }
 labPart() { $here/test-lab; }
+# A sample of the attack suite, another each day: LAB_SEED repeats one.
+attackPart() {
+  $here/vm.py run /srv/agentmachine/tests/attack/run --ok --sample "${LAB_SEED:-$(date +%F)}" --seconds "${LAB_ATTACK_SECONDS:-420}" </dev/null 2>&1
+}
 suitePart() { $here/vm.py run "/srv/agentmachine/tests/lab/suites/$1" </dev/null 2>&1; }
 
 # part NAME CMD…: runs one part, counts its lines, shows them all only if one failed.
@@ -150,7 +154,7 @@ testParts() {
   local all name
   all=(lint unit golden nix image lab)
   for name in "$here"/suites/*; do all+=("$(basename "$name")"); done
-  all+=(asan fuzz tidy)
+  all+=(attack asan fuzz tidy)
   for name in "$@"; do
     [[ " ${all[*]} " == *" $name "* ]] || die "there is no test \"$name\"; there are: ${all[*]}"
   done
@@ -158,6 +162,7 @@ testParts() {
   for name in "$@"; do
     case $name in
       lint | tidy | unit | golden | nix | image | asan | fuzz) [[ $name == lint ]] || build; part "$name" "${name}Part" || : ;;
+      attack) up; part attack attackPart || vmJournal ;;
       lab) up; part lab labPart || vmJournal ;;
       *) up; part "$name" suitePart "$name" || vmJournal ;;
     esac
