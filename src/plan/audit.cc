@@ -39,7 +39,7 @@ std::string isoTime(const std::string& stamp) {
   const auto* const last = stamp.data() + stamp.size();
   const auto [dot, error] = std::from_chars(stamp.data(), last, seconds);
   if (error != std::errc() || dot == last || *dot != '.' ||
-      std::from_chars(dot + 1, last, milliseconds).ptr != last || milliseconds > 999)
+      std::from_chars(dot + 1, last, milliseconds).ptr != last || last == dot + 1 || milliseconds > 999)
     throw Error("its time is \"" + stamp + "\"");
   return std::format(
       "{:%FT%T}Z", std::chrono::sys_time<std::chrono::milliseconds>(std::chrono::seconds(seconds) +

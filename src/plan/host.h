@@ -41,11 +41,11 @@ struct Settings {
       proxyCaFile;                 ///< PEM; absent: the system's. For checking providers' certificates
   std::vector<Url> parentProxies;  ///< what a card's `proxy` may name besides ours
   std::vector<HostPattern>
-      privateHosts;                    ///< names that may resolve to private addresses, e.g. a local ollama
+      privateHosts;  ///< names that may resolve to private addresses, e.g. a local ollama
   std::vector<HeaderName> apiKeyHeaders;  ///< in which providers may expect keys, besides the usual ones
-  std::optional<std::string> program;  ///< agentmachine as rendered units name it; absent: as it was built
-  std::optional<std::string> init;     ///< the same of agentmachine-init
-  bool allowSettingsOverride = false;  ///< tolerate an /etc/systemd/nspawn file that replaces ours
+  std::optional<std::string> program;     ///< agentmachine as rendered units name it; absent: as it was built
+  std::optional<std::string> init;        ///< the same of agentmachine-init
+  bool allowSettingsOverride = false;     ///< tolerate an /etc/systemd/nspawn file that replaces ours
 };
 
 /// Reads settings from TOML; `source` names the file in messages. Throws Error that lists every problem.

@@ -260,23 +260,24 @@ Plan planRender(const Machine& machine, const Host& host) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   Plan plan;
   if (machine.allocation.workspaceImage) plan.push_back(StartUnit{imageUnit(machine.card.workspace)});
-  append(plan, Plan{
-                   MakeDirectory{paths.runtime, 0700, {}},
-                   MakeDirectory{paths.credentials, 0700, {}},
-                   // As seen inside: the agent's to read, nobody's to write. `runtime` keeps everybody else out.
-                   MakeDirectory{paths.agentKey.substr(0, paths.agentKey.rfind('/')), 0750, {0, agentUid}},
-                   WriteFile{paths.opencode, renderOpencodeConfig(machine.card, settings), 0644, {}},
-                   MakeDirectory{settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
-                   planPolicy(machine, host),
-                   MakeDirectory{"/run/systemd/system/" + machine.name().unit() + ".d", 0755, {}},
-                   WriteFile{paths.dropIn, renderDropIn(machine, settings, host.program), 0644, {}},
-                   MakeDirectory{"/run/systemd/nspawn", 0755, {}},
-                   // Root's alone: it holds the card's environment.
-                   WriteFile{paths.settings, renderNspawnSettings(machine, settings, host.init), 0600, {}},
-                   MakeDirectory{"/run/machines", 0755, {}},
-                   // Last: without the link neither nspawn nor machinectl finds anything to start.
-                   Link{paths.rootLink, imageTree(settings, machine.allocation.image)},
-               });
+  append(plan,
+         Plan{
+             MakeDirectory{paths.runtime, 0700, {}},
+             MakeDirectory{paths.credentials, 0700, {}},
+             // As seen inside: the agent's to read, nobody's to write. `runtime` keeps everybody else out.
+             MakeDirectory{paths.agentKey.substr(0, paths.agentKey.rfind('/')), 0750, {0, agentUid}},
+             WriteFile{paths.opencode, renderOpencodeConfig(machine.card, settings), 0644, {}},
+             MakeDirectory{settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
+             planPolicy(machine, host),
+             MakeDirectory{"/run/systemd/system/" + machine.name().unit() + ".d", 0755, {}},
+             WriteFile{paths.dropIn, renderDropIn(machine, settings, host.program), 0644, {}},
+             MakeDirectory{"/run/systemd/nspawn", 0755, {}},
+             // Root's alone: it holds the card's environment.
+             WriteFile{paths.settings, renderNspawnSettings(machine, settings, host.init), 0600, {}},
+             MakeDirectory{"/run/machines", 0755, {}},
+             // Last: without the link neither nspawn nor machinectl finds anything to start.
+             Link{paths.rootLink, imageTree(settings, machine.allocation.image)},
+         });
   return plan;
 }
 

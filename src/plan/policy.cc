@@ -149,7 +149,11 @@ std::vector<HostPattern> withoutHost(const std::vector<HostPattern>& hosts, cons
 }
 
 Policy policyFor(const Card& card, const Settings& settings) {
-  Policy policy{.agent = card.id, .hosts = card.allowedHosts, .broker = {}, .parent = {}, .requestsPerSecond = card.limits.requestsPerSecond};
+  Policy policy{.agent = card.id,
+                .hosts = card.allowedHosts,
+                .broker = {},
+                .parent = {},
+                .requestsPerSecond = card.limits.requestsPerSecond};
   if (const auto upstream = providerUrl(card)) {
     if (card.apiKeyDelivery == KeyDelivery::broker) {
       policy.broker = Broker{.upstream = *upstream, .keyHeader = keyHeader(card)};

@@ -186,7 +186,8 @@ std::string advice(const Decision& decision, const Policy& policy, std::string_v
   if (is("key-in-query")) return "A key in the query is not passed on: the broker adds the card's own.";
   if (is("no-key"))
     return std::format(
-        "The API key of {} could not be read; the journal of agentmachine-key@{}.service has why.", agent, agent);
+        "The API key of {} could not be read; the journal of agentmachine-key@{}.service has why.", agent,
+        agent);
   if (is("path-not-allowed"))
     return "The path means more than one thing: no dots, empty parts or escapes are taken in it.";
   return "";

@@ -68,9 +68,10 @@ TEST(SquidConf, TakesItsNamesFromTheSettings) {
   settings.proxyCaFile = "/etc/ca.pem";
   settings.privateHosts = {HostPattern::parse("*.lan.example.org:8443").value()};
   settings.parentProxies = {Url::parse("https://parent.example.org:3129").value()};
-  const auto text = renderSquidConf(
-      settings,
-      {.helper = "/opt/policy", .auditor = "/opt/audit", .certificate = "/run/c.pem", .errorPages = "/run/pages"});
+  const auto text = renderSquidConf(settings, {.helper = "/opt/policy",
+                                               .auditor = "/opt/audit",
+                                               .certificate = "/run/c.pem",
+                                               .errorPages = "/run/pages"});
   for (const auto* part :
        {"http_port 10.213.0.1:3128 ssl-bump tls-cert=/run/c.pem ", "http_port 10.213.0.1:8081 accel ",
         "tls_outgoing_options min-version=1.2 default-ca=off cafile=/etc/ca.pem\n",
@@ -87,7 +88,8 @@ TEST(SquidConf, TakesItsNamesFromTheSettings) {
 TEST(SquidConf, TakesOutEveryKeyHeaderAndAddsTheCards) {
   Settings settings;
   settings.apiKeyHeaders = {HeaderName::parse("x-llm-key").value()};
-  const auto text = renderSquidConf(settings, {.helper = "/opt/policy", .certificate = "/run/c.pem"});
+  const auto text =
+      renderSquidConf(settings, {.helper = "/p", .auditor = "/a", .certificate = "/c", .errorPages = "/e"});
   for (const auto* name : {"authorization", "x-api-key", "x_api_key", "x_api-key", "x-api_key", "api-key",
                            "api_key", "x-goog-api-key", "x_goog_api_key", "x-llm-key", "x_llm_key"})
     EXPECT_TRUE(has(text, std::string("request_header_access ") + name + " deny broker_port\n")) << name;
@@ -95,13 +97,16 @@ TEST(SquidConf, TakesOutEveryKeyHeaderAndAddsTheCards) {
   EXPECT_TRUE(has(text, "request_header_add authorization \"Bearer %note{api_key}\" key_header_2\n"));
   EXPECT_TRUE(
       has(text, "acl addable note key_header x-api-key authorization api-key x-goog-api-key x-llm-key\n"));
-  EXPECT_FALSE(has(renderSquidConf({}, {.helper = "/p", .certificate = "/c"}), "x-llm-key"));
+  EXPECT_FALSE(
+      has(renderSquidConf({}, {.helper = "/p", .auditor = "/a", .certificate = "/c", .errorPages = "/e"}),
+          "x-llm-key"));
 }
 
 TEST(SquidConf, RefusesPathsThatItCannotHold) {
   for (const auto* path : {"", "/a b", "/a\nhttp_access allow all", "/a\"", "/a#b"})
     EXPECT_THROW(
-        renderSquidConf({}, {.helper = path, .auditor = "/a", .certificate = "/c", .errorPages = "/p"}), Error)
+        renderSquidConf({}, {.helper = path, .auditor = "/a", .certificate = "/c", .errorPages = "/p"}),
+        Error)
         << path;
 }
 

@@ -52,8 +52,8 @@ TEST(Policy, RefusesWhatItDoesNotKnow) {
         R"({"agent":"A B","hosts":[]})", R"({"agent":"a","hosts":[1]})",
         R"({"agent":"a","hosts":[],"broker":{"upstream":"https://x.org","key_header":"host"}})",
         R"({"agent":"a","hosts":[],"broker":{"upstream":"x"}})",
-         R"({"agent":"a","hosts":[],"requests_per_second":0})",
-         R"({"agent":"a","hosts":[],"requests_per_second":"1"})"})
+        R"({"agent":"a","hosts":[],"requests_per_second":0})",
+        R"({"agent":"a","hosts":[],"requests_per_second":"1"})"})
     EXPECT_THROW(parsePolicy(text), Error) << text;
 }
 
