@@ -21,8 +21,8 @@ std::string render(const std::vector<std::string>& arguments) {
     return renderSquidConf(settings, {.helper = arguments.at(3),
                                       .auditor = arguments.at(4),
                                       .certificate = arguments.at(5),
-                                      .errorPages = arguments.at(7),
-                                      .accessLog = arguments.at(6)});
+                                      .errorPages = arguments.at(6),
+                                      .accessLog = arguments.at(7)});
   }
   const auto address = Ipv4::parse(arguments.at(4)).value();
   if (what == "add")

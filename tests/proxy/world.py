@@ -376,7 +376,7 @@ class World:
         pages.mkdir(exist_ok=True)
         for page in ("ERR_AGENTMACHINE", "ERR_AGENTMACHINE_PRIVATE"):
             (pages / page).write_text(self.render("page", page))
-        configuration.write_text(self.render("squid", self.directory, self.helper, self.auditor, certificate, log, pages))
+        configuration.write_text(self.render("squid", self.directory, self.helper, self.auditor, certificate, pages, log))
         self.squid_errors = open(self.directory / "squid.log", "w+b")
         ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         ready.bind("\0agentmachine-proxy-test")
