@@ -81,7 +81,7 @@ awaitJournal() {
   exec {reader}< <(exec timeout 300 journalctl --follow --lines=all --output=cat --after-cursor="$cursor" "$@")
   local follower=$!
   while read -r -u "$reader" line; do
-    [[ $line =~ $pattern ]] || continue
+    [[ $line =~ $pattern ]] || { [[ $? == 1 ]] || break; continue; }  # 2: no pattern
     printf '%s\n' "$line"
     status=0
     break
@@ -99,7 +99,7 @@ proxyLog() {
 
 # awaitDecision CURSOR AGENT HOST: the proxy's record of what AGENT wanted of HOST.
 awaitDecision() {
-  awaitJournal "$1" '^{' --unit=agentmachine-proxy.service "AGENTMACHINE_ID=$2" "AGENTMACHINE_HOST=$3"
+  awaitJournal "$1" '^[{]' --unit=agentmachine-proxy.service "AGENTMACHINE_ID=$2" "AGENTMACHINE_HOST=$3"
 }
 
 # awaitServer CURSOR MACHINE: until opencode's server in a machine that was started after CURSOR listens.
