@@ -34,7 +34,8 @@ std::vector<HostPattern> parseHosts(const std::vector<std::string>& texts) {
   return hosts;
 }
 
-using ChangeHosts = std::function<std::vector<HostPattern>(std::vector<HostPattern>, const HostPattern&)>;
+using ChangeHosts =
+    std::function<std::vector<HostPattern>(std::vector<HostPattern>, const std::vector<HostPattern>&)>;
 
 void addHostsCommand(CLI::App& app, const std::string& name, const std::string& help,
                      const ChangeHosts& change) {
@@ -51,10 +52,8 @@ void addHostsCommand(CLI::App& app, const std::string& name, const std::string& 
     const Machine machine = findMachine(settings, *id);
     Systemd systemd;
     const auto left = inContext(name + " " + machine.card.id.str(), [&] {
-      return changeHosts(settings, machine.card.id, systemd, [&](std::vector<HostPattern> now) {
-        for (const auto& host : hosts) now = change(std::move(now), host);
-        return now;
-      });
+      return changeHosts(settings, machine.card.id, systemd,
+                         [&](std::vector<HostPattern> now) { return change(std::move(now), hosts); });
     });
     for (const auto& host : left) std::cout << host.str() << "\n";
   });
@@ -104,11 +103,11 @@ void printText(const Decision& decision, const std::string& text, const std::vec
 }  // namespace
 
 void addAllowCommand(CLI::App& app) {
-  addHostsCommand(app, "allow", "let a machine reach hosts, from its next request on", withHost);
+  addHostsCommand(app, "allow", "let a machine reach hosts, from its next request on", withHosts);
 }
 
 void addDenyCommand(CLI::App& app) {
-  addHostsCommand(app, "deny", "take hosts away from a machine, and cut what is open", withoutHost);
+  addHostsCommand(app, "deny", "take hosts away from a machine, and cut what is open", withoutHosts);
 }
 
 void addWhyCommand(CLI::App& app, int& status) {

@@ -123,29 +123,28 @@ bool isTighter(const Policy& now, const Policy& before) {
   });
 }
 
-std::vector<HostPattern> withHost(std::vector<HostPattern> hosts, const HostPattern& added) {
-  const bool covered =
-      std::ranges::any_of(hosts, [&](const HostPattern& host) { return covers(host, added); });
-  if (!covered) hosts.push_back(added);
+std::vector<HostPattern> withHosts(std::vector<HostPattern> hosts, const std::vector<HostPattern>& added) {
+  for (const auto& one : added)
+    if (std::ranges::none_of(hosts, [&](const HostPattern& host) { return covers(host, one); }))
+      hosts.push_back(one);
   return hosts;
 }
 
-std::vector<HostPattern> withoutHost(const std::vector<HostPattern>& hosts, const HostPattern& denied) {
-  std::vector<HostPattern> left;
-  for (const auto& host : hosts) {
-    const bool meant = host.name == denied.name && host.subdomains == denied.subdomains &&
-                       (denied.methods.empty() || denied.methods == host.methods);
-    std::vector<std::uint16_t> ports = host.ports;
-    if (meant)
-      std::erase_if(ports, [&](std::uint16_t port) { return std::ranges::contains(denied.ports, port); });
-    if (!ports.empty()) left.push_back(withPorts(host, ports));
-  }
-  for (const auto& host : left)
-    if (overlap(host, denied))
-      throw Error(std::format(
-          "\"{}\" still allows some of \"{}\": deny that rule, and allow again what of it should stay",
-          host.str(), denied.str()));
-  return left;
+std::vector<HostPattern> withoutHosts(std::vector<HostPattern> hosts,
+                                      const std::vector<HostPattern>& denied) {
+  for (auto& host : hosts)
+    for (const auto& one : denied)
+      if (host.name == one.name && host.subdomains == one.subdomains &&
+          (one.methods.empty() || one.methods == host.methods))
+        std::erase_if(host.ports, [&](std::uint16_t port) { return std::ranges::contains(one.ports, port); });
+  std::erase_if(hosts, [](const HostPattern& host) { return host.ports.empty(); });
+  for (const auto& host : hosts)
+    for (const auto& one : denied)
+      if (overlap(host, one))
+        throw Error(std::format(
+            "\"{}\" still allows some of \"{}\": deny that rule, and allow again what of it should stay",
+            host.str(), one.str()));
+  return hosts;
 }
 
 Policy policyFor(const Card& card, const Settings& settings) {

@@ -64,12 +64,12 @@ bool covers(const HostPattern& outer, const HostPattern& inner);
 /// then what was opened before must end.
 bool isTighter(const Policy& now, const Policy& before);
 
-/// The hosts with `added`, unless one of them covers it.
-std::vector<HostPattern> withHost(std::vector<HostPattern> hosts, const HostPattern& added);
+/// The hosts with those of `added` that none of them covers.
+std::vector<HostPattern> withHosts(std::vector<HostPattern> hosts, const std::vector<HostPattern>& added);
 
-/// The hosts without the ports of `denied` under its name; a `denied` without methods means all methods.
-/// Throws Error that names the rule if another one still allows some of it.
-std::vector<HostPattern> withoutHost(const std::vector<HostPattern>& hosts, const HostPattern& denied);
+/// The hosts without the ports of each `denied` under its name; one without methods means all methods. Throws
+/// Error that names the rule if one that is left still allows some of it.
+std::vector<HostPattern> withoutHosts(std::vector<HostPattern> hosts, const std::vector<HostPattern>& denied);
 
 /// Whether a card's `proxy` is one of the spellings of our own proxy: 127.0.0.1 or the gateway, and its port.
 bool isOwnProxy(const Url& proxy, const Settings& settings);

@@ -12,6 +12,7 @@ import os
 import pathlib
 import pwd
 import queue
+import re
 import shutil
 import socket
 import ssl
@@ -324,6 +325,11 @@ class World:
 
     def limit(self, machine, connections=CONNECTIONS):
         self.nft("add", port_name(machine), mac(MACHINES[machine]), MACHINES[machine], connections)
+
+    def refused_by(self, limit):
+        """How many packets the rule with this set of limits has refused."""
+        rules = run("nft", "list", "chain", "inet", "agentmachine", "input")
+        return int(re.search(rf"@{limit} counter packets (\d+)", rules)[1])
 
     # The policies
 

@@ -169,14 +169,19 @@ TEST(Hosts, ARuleCoversWhatIsNarrower) {
 
 TEST(Hosts, AllowAddsWhatIsNotCovered) {
   const auto hosts = policyWith({".x.org", "y.org"}).hosts;
-  EXPECT_EQ(withHost(hosts, pattern("a.x.org")), hosts);
-  EXPECT_EQ(texts(withHost(hosts, pattern("y.org:80"))),
+  EXPECT_EQ(withHosts(hosts, {pattern("a.x.org")}), hosts);
+  EXPECT_EQ(texts(withHosts(hosts, {pattern("y.org:80")})),
             (std::vector<std::string>{".x.org:443", "y.org:443", "y.org:80"}));
+}
+
+TEST(Hosts, DenyOfSeveralLooksAtWhatIsLeftOfAll) {
+  const auto hosts = policyWith({".x.org", "a.x.org"}).hosts;
+  EXPECT_EQ(withoutHosts(hosts, {pattern(".x.org"), pattern("a.x.org")}), std::vector<HostPattern>{});
 }
 
 TEST(Hosts, DenyTakesAwayAndSaysWhatStillAllows) {
   const auto left = [](const std::vector<std::string>& hosts, const std::string& denied) {
-    return texts(withoutHost(policyWith(hosts).hosts, pattern(denied)));
+    return texts(withoutHosts(policyWith(hosts).hosts, {pattern(denied)}));
   };
   const auto refusal = [&](const std::vector<std::string>& hosts, const std::string& denied) -> std::string {
     try {
