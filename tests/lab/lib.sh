@@ -76,12 +76,15 @@ journalCursor() {
 # awaitJournal CURSOR PATTERN ARG…: waits, up to five minutes, for a line of `journalctl ARG…` after CURSOR
 # that matches, and prints it.
 awaitJournal() {
-  local cursor=$1 pattern=$2 line reader status=1
+  local cursor=$1 pattern=$2 line matched reader status=1
   shift 2
   exec {reader}< <(exec timeout 300 journalctl --follow --lines=all --output=cat --after-cursor="$cursor" "$@")
   local follower=$!
   while read -r -u "$reader" line; do
-    [[ $line =~ $pattern ]] || { [[ $? == 1 ]] || break; continue; }  # 2: no pattern
+    matched=0
+    # shellcheck disable=SC2319  # it is the condition's that is wanted: 2 for what is no pattern
+    [[ $line =~ $pattern ]] || matched=$?
+    case $matched in 0) ;; 1) continue ;; *) break ;; esac
     printf '%s\n' "$line"
     status=0
     break

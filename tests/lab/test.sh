@@ -34,31 +34,29 @@ mesonPart() {
 }
 unitPart() { mesonPart "$LAB_STATE/build" unit; }
 goldenPart() { mesonPart "$LAB_STATE/build" golden; }
-# The unit and golden tests again, with the sanitizers.
-asanPart() {
-  local dir=$LAB_STATE/asan status=0
-  [[ -e $dir/build.ninja ]] || meson setup --prefix=/usr -Db_sanitize=address,undefined -Dman=false "$dir" /src >/dev/null || return 1
-  ninja -C "$dir" >"$dir/build.log" 2>&1 || { tail -n 40 "$dir/build.log"; echo "not ok asan-build - see above"; return 1; }
-  for suite in unit golden; do mesonPart "$dir" $suite || status=1; done
-  return $status
-}
-# fuzzBuild: the fuzz targets, with clang and a build directory of their own; sets fuzzers to their names.
-fuzzBuild() {
-  local dir=$LAB_STATE/fuzz target
-  [[ -e $dir/build.ninja ]] || CXX='ccache clang++' meson setup --prefix=/usr -Dfuzz=true -Dtests=true -Dman=false -Dwerror=false \
-    -Db_sanitize=address,undefined -Db_lundef=false "$dir" /src >/dev/null || return 1
+# sanitizedBuild: everything once more, by clang, with sanitizers and the fuzz targets; sets fuzzers to their names.
+sanitizedBuild() {
+  local dir=$LAB_STATE/sanitized target
+  [[ -e $dir/build.ninja ]] || CXX='ccache clang++' meson setup --prefix=/usr -Dfuzz=true -Dman=false -Dwerror=false \
+    -Doptimization=1 -Db_sanitize=address,undefined -Db_lundef=false "$dir" /src >/dev/null || return 1
   fuzzers=()
   for target in $(sed -n "s/^  '\([a-z_]*\)': .*/\1/p" /src/tests/fuzz/meson.build); do fuzzers+=("$target"); done
-  local programs=("${fuzzers[@]/#/tests/fuzz/}")
-  ninja -C "$dir" "${programs[@]/%/_fuzz}" >"$dir/build.log" 2>&1 || { tail -n 40 "$dir/build.log"; return 1; }
+  ninja -C "$dir" >"$dir/build.log" 2>&1 || { tail -n 40 "$dir/build.log"; echo "not ok sanitized-build - see above"; return 1; }
+}
+# The unit and golden tests again, with the sanitizers.
+asanPart() {
+  local status=0 suite fuzzers
+  sanitizedBuild || return 1
+  for suite in unit golden; do mesonPart "$LAB_STATE/sanitized" $suite || status=1; done
+  return $status
 }
 # fuzzOne TARGET SECONDS: looks for an input that breaks it; new inputs that reach something new are kept beside the
 # build, one that breaks it is in findings/TARGET. Prints one line.
 fuzzOne() {
-  local dir=$LAB_STATE/fuzz target=$1 log=$LAB_STATE/fuzz-$1.log seeds=("/src/tests/fuzz/corpus/$1") count
+  local build=$LAB_STATE/sanitized dir=$LAB_STATE/fuzz target=$1 log=$LAB_STATE/fuzz-$1.log seeds=("/src/tests/fuzz/corpus/$1") count
   mkdir -p "$dir/corpus/$target" "$dir/findings/$target"
   case $target in card_*) seeds+=(/src/tests/golden/card/{good,bad}) ;; esac
-  if "$dir/tests/fuzz/${target}_fuzz" -max_total_time="$2" -timeout=20 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=1 \
+  if "$build/tests/fuzz/${target}_fuzz" -max_total_time="$2" -timeout=20 -rss_limit_mb=1024 -print_final_stats=1 -verbosity=1 \
     -artifact_prefix="$dir/findings/$target/" "$dir/corpus/$target" "${seeds[@]}" >"$log" 2>&1 </dev/null; then
     count=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     echo "ok fuzz-$target"
@@ -72,7 +70,7 @@ fuzzOne() {
 # fuzzPart [SECONDS [TARGET…]]: two at a time.
 fuzzPart() {
   local seconds=${1:-20} status=0 target fuzzers
-  fuzzBuild || { echo "not ok fuzz-build - see above"; return 1; }
+  sanitizedBuild || return 1
   for target in "${@:2}"; do
     [[ " ${fuzzers[*]} " == *" $target "* ]] || { echo "lab: there is no fuzz target \"$target\"; there are: ${fuzzers[*]}" >&2; return 2; }
   done
