@@ -16,6 +16,7 @@ import lab as labs
 from guards import HostGuard, MachineGuard, ProxyRule
 
 CASES = []
+CONTROL_FAILED = "the control failed"
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,7 +34,7 @@ class Case:
 
     @property
     def refused(self):
-        return not self.failures
+        return not any(failure != CONTROL_FAILED for failure in self.failures)
 
     def states(self):
         """The sets of guards to take away: none, each alone, all."""
@@ -82,13 +83,16 @@ def without(lab, away, card):
         for guard in away:
             if isinstance(guard, HostGuard):
                 stack.enter_context(guard.away(lab))
+        if attacker is not base:
+            stack.callback(attacker.stop_server)
         yield
 
 
-def attempt(lab, case, away):
+def attempt(lab, case, away, say):
     """One attack in one state."""
     control = bool(case.guards) and away == frozenset(case.guards)
     start = time.monotonic()
+    labs.waiting.factor = 6 if control else 1
     try:
         succeeded = bool((case.control if control and case.control else case.attack)(lab))
         error = ""
@@ -97,11 +101,15 @@ def attempt(lab, case, away):
     case.seconds += time.monotonic() - start
     where = "without " + " and ".join(sorted(map(str, away))) if away else "with all guards"
     if error:
-        case.failures.append(f"{where}: the case is broken: {error}")
+        failure = f"{where}: the case is broken: {error.strip()}"
     elif control:
         case.control_succeeded = succeeded
-    elif succeeded:
-        case.failures.append(f"{where}: the attack succeeded")
+        failure = "" if succeeded else CONTROL_FAILED
+    else:
+        failure = f"{where}: the attack succeeded" if succeeded else ""
+    if failure:
+        case.failures.append(failure)
+        say(f"{case.kind}: {case.name}: {failure}".replace("\n", "\n# "))
 
 
 def run(lab, cases, say=lambda text: None, stop=lambda: False):
@@ -116,8 +124,8 @@ def run(lab, cases, say=lambda text: None, stop=lambda: False):
         start = time.monotonic()
         with without(lab, state, members[0].card):
             with concurrent.futures.ThreadPoolExecutor(4) as pool:
-                list(pool.map(lambda one: attempt(lab, one, state), [one for one in members if not one.serial]))
+                list(pool.map(lambda one: attempt(lab, one, state, say), [one for one in members if not one.serial]))
             for one in members:
                 if one.serial:
-                    attempt(lab, one, state)
+                    attempt(lab, one, state, say)
         say(f"{len(members):3} without {', '.join(sorted(map(str, state))) or 'nothing'}: {time.monotonic() - start:.1f} s")
