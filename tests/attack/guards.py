@@ -169,7 +169,7 @@ def unshaped(lab):
         yield
     finally:
         for end in ends:
-            run(*[word.replace("{}", "replace") for word in end], "tbf", "rate", "1mbit", "burst", "64kb", "latency", "50ms")
+            run(*[word.replace("{}", "replace") for word in end], "tbf", "rate", "1mbit", "burst", "68kb", "latency", "50ms")
 
 
 BANDWIDTH = HostGuard("bandwidth", unshaped)

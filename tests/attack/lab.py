@@ -475,7 +475,7 @@ class Lab:
                                    [("attack-lan", LAN_DEVICE, 9999)])
         with inside("attack-net"):
             big = socket.create_server((LISTED, 8081))
-        Greeter(big, b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\nConnection: close\r\n\r\n" + bytes(2000000), reads=True)
+        Greeter(big, b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\nConnection: close\r\n\r\n" + bytes(1000000), reads=True)
         quiet("modprobe", "vsock_loopback")
         with contextlib.suppress(OSError):
             vsock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)

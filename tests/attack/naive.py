@@ -69,7 +69,7 @@ class Proxy:
             authority = target.split(b"://")[1].split(b"/")[0]
         else:
             authority = hosts[-1]
-        authority = authority.split(b"@")[-1].split(b"#")[-1]
+        authority = re.split(rb"[#\\]", authority.split(b"@")[-1])[0]
         host, _, port = authority.rpartition(b":") if re.search(rb":\d+$", authority) else (authority, b"", b"80")
         if b"\0" in host or re.search(rb"[\r\n\t ]", host):
             # What follows what C calls the end is another's.

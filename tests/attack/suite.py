@@ -123,7 +123,7 @@ def run(lab, cases, say=lambda text: None, stop=lambda: False):
     for (state, _), members in sorted(groups.items(), key=order):
         start = time.monotonic()
         with without(lab, state, members[0].card):
-            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda one: attempt(lab, one, state, say), [one for one in members if not one.serial]))
             for one in members:
                 if one.serial:

@@ -207,7 +207,7 @@ static int hold(const char* host, const char* port, int count, const char* text)
       close(fd);
       continue;
     }
-    usleep(30000);
+    usleep(150000);
     if (send(fd, request, size, MSG_NOSIGNAL) < 0) continue;
     if (whole) {
       const ssize_t read_ = read(fd, got, sizeof got - 1);
