@@ -64,12 +64,13 @@ def rules_of(away):
 @contextlib.contextmanager
 def without(lab, away, card):
     """Takes these guards away, and puts them back. The attacker is one whose own guards of them are away."""
-    own = [guard for guard in away if isinstance(guard, MachineGuard) and not guard.standin and not guard.host]
-    base = lab.machine(card, own)
-    attacker = base
-    if any(guard.host for guard in away if isinstance(guard, MachineGuard)):
+    own = [guard for guard in away if isinstance(guard, MachineGuard)]
+    outside = any(guard.standin or guard.host for guard in own)
+    # To whoever is not in it, what a machine is guarded by is nothing.
+    attacker = base = lab.machine(card, () if outside else own)
+    if any(guard.host for guard in own):
         attacker = lab.host
-    elif any(guard.standin for guard in away if isinstance(guard, MachineGuard)):
+    elif outside:
         # Of the machine's guards, those with properties can be kept.
         import guards
         known = [guard for guard in vars(guards).values() if isinstance(guard, MachineGuard)]
