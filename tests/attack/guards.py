@@ -107,7 +107,7 @@ ISOLATION = HostGuard("port isolation", isolation_off)
 IP_DENY = MachineGuard("IPAddressDeny", dropin="IPAddressDeny=\n", properties=("IPAddressDeny=any", "IPAddressAllow=localhost", f"IPAddressAllow={GATEWAY}"))
 FAMILIES = MachineGuard("RestrictAddressFamilies", dropin="RestrictAddressFamilies=\n", properties=("RestrictAddressFamilies=AF_UNIX AF_INET AF_NETLINK",))
 UNPRIVILEGED = MachineGuard("no capabilities", standin=True,
-                            properties=("User=65532", "Group=65532", "CapabilityBoundingSet=", "NoNewPrivileges=yes"))
+                            properties=("User=nobody", "Group=nogroup", "CapabilityBoundingSet=", "NoNewPrivileges=yes"))
 # A process outside has none. What is said of it to a unit says the same of the families, and less of all else.
 CALL_FILTER = MachineGuard("system call filter", standin=True, properties=("RestrictAddressFamilies=AF_UNIX AF_INET",))
 PRIVATE_NETWORK = MachineGuard("private network", host=True)

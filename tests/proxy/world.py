@@ -174,7 +174,7 @@ def read_message(stream, head_only=False):
     headers = []
     while line := stream.readline().decode("latin-1").strip():
         name, _, value = line.partition(":")
-        headers.append((name, value.strip()))
+        headers.append((name.strip(), value.strip()))
     message = Message(start, headers, b"")
     if head_only:
         return message
