@@ -395,18 +395,26 @@ for what, card in {"an empty host list": {"allowed_hosts": []}, "another list": 
     case(f"{what}: by CONNECT", POLICY, card=card)(lambda lab: b"from api" in lab.attacker.tunnel("api.fake.test:443", "api.fake.test"))
 
 
+RELAYED = b"GET http://relayed.evil.test/ HTTP/1.0\r\n\r\n"
+
+
 @case("a relay inside the machine", POLICY)
 def _(lab):
     # Another process of the machine that forwards is the same source.
     port = 20000 + int(lab.token().split("x")[1]) % 10000
-    script = f"{TOOLS}busybox nc -lp {port} -e {TOOLS}wire tcp {GATEWAY} 3128 & " \
-             f"for i in 1 2 3 4 5 6; do printf 'GET http://evil.test/ HTTP/1.0\\r\\n\\r\\n' | {TOOLS}busybox timeout 4 {TOOLS}wire tcp 127.0.0.1 {port} && break; sleep 0.2; done; kill %1 2>/dev/null"
-    return "from evil" in lab.attacker.sh(script)
+    with lab.attacker.kept("relay", port, GATEWAY, PROXY) as first_line:
+        first_line(10)
+        return b"from evil" in lab.attacker.send(RELAYED, port, "127.0.0.1")
 
 
 @case("a relay in a neighbour that may more", NO_ROUTE, IP_DENY, PORT_FILTER, ISOLATION)
 def _(lab):
-    return b"from neighbour" in lab.attacker.send(b"GET http://neighbour.fake.test/index.html HTTP/1.0\r\n\r\n", 8000, lab.neighbour.address)
+    port = 20000 + int(lab.token().split("x")[1]) % 10000
+    with lab.neighbour.kept("relay", port, GATEWAY, PROXY) as first_line:
+        first_line(10)
+        if b"from evil" not in lab.neighbour.send(RELAYED, port, "127.0.0.1"):
+            raise RuntimeError("the neighbour's relay doesn't work")
+        return b"from evil" in lab.attacker.send(RELAYED, port, lab.neighbour.address)
 
 
 # A policy that is tightened

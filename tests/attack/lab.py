@@ -502,7 +502,7 @@ class Lab:
     def _make_neighbour(self):
         """A machine that has things to steal and doesn't guard them itself: what keeps others out is theirs."""
         from guards import IP_DENY
-        self.neighbour = self.machine({"agent_id": "attack-neighbour"}, (IP_DENY,), "attack-neighbour")
+        self.neighbour = self.machine({"agent_id": "attack-neighbour", "allowed_hosts": [*self.hosts, "relayed.evil.test:80"]}, (IP_DENY,), "attack-neighbour")
         run(*self.neighbour.network("ip", "route", "add", "10.213.0.0/16", "dev", "host0", "scope", "link"))
         self.neighbour_port = Sniffer(None, self.neighbour.port)
         (WORK / "attack-neighbour" / "index.html").write_text("from neighbour\n")

@@ -33,7 +33,7 @@ class Proxy:
     def _serve(self, client):
         judged = False
         with contextlib.suppress(OSError, ValueError, IndexError), client, client.makefile("rb") as stream:
-            client.settimeout(8)
+            client.settimeout(2)
             while head := read_head(stream):
                 lines = re.split(rb"\r?\n|\r", head)
                 method, target = lines[0].split(b" ")[0], b" ".join(lines[0].split(b" ")[1:-1]) or lines[0].split(b" ")[1]

@@ -98,7 +98,7 @@ def attempt(lab, case, away, say):
         succeeded = bool((case.control if control and case.control else case.attack)(lab))
         error = ""
     except Exception:  # noqa: BLE001  a case that is broken must not take the others along
-        succeeded, error = None, traceback.format_exc()
+        succeeded, error = None, traceback.format_exc(chain=False)
     case.seconds += time.monotonic() - start
     where = "without " + " and ".join(sorted(map(str, away))) if away else "with all guards"
     if error:

@@ -10,6 +10,7 @@
  *   wire raw ADDRESS PROTOCOL TEXT        an IP packet of any protocol
  *   wire frame INTERFACE HEX              an Ethernet frame as given
  *   wire listen INTERFACE MS HEX          whether a frame with these bytes passes by
+ *   wire relay PORT ADDRESS PORT          listens, and carries what comes there; prints "ready"
  *   wire vsock CID PORT                   connects past the network; prints what it is told
  *   wire abstract NAME                    connects to an abstract unix socket; prints what it is told
  *   wire -w N …                           does so with N times the patience
@@ -125,6 +126,26 @@ static void carry(int fd) {
   }
 }
 
+static int relay(const char* port, const struct sockaddr* to, socklen_t length) {
+  const struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(port))};
+  const int listener = must(socket(AF_INET, SOCK_STREAM, 0), "socket"), on = 1;
+  must(setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
+  must(bind(listener, (const struct sockaddr*)&at, sizeof at), "bind");
+  must(listen(listener, 8), "listen");
+  puts("ready");
+  fflush(stdout);
+  signal(SIGCHLD, SIG_IGN);
+  for (;;) {
+    const int connection = must(accept(listener, NULL, NULL), "accept");
+    if (fork() == 0) {
+      dup2(connection, 0);
+      dup2(connection, 1);
+      carry(connected(SOCK_STREAM, 0, to, length));
+    }
+    close(connection);
+  }
+}
+
 /* Prints what arrives, if anything does in time. */
 static int answer(int fd) {
   char data[4096];
@@ -237,6 +258,10 @@ static int run(int argc, char** argv) {
   if (argc == 4 && !strcmp(verb, "tcp")) {
     const socklen_t length = address(argv[2], argv[3], &to);
     carry(connected(SOCK_STREAM, 0, (struct sockaddr*)&to, length));
+  }
+  if (argc == 5 && !strcmp(verb, "relay")) {
+    const socklen_t length = address(argv[3], argv[4], &to);
+    return relay(argv[2], (struct sockaddr*)&to, length);
   }
   if (argc == 5) {
     const struct {
