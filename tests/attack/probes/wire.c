@@ -126,7 +126,7 @@ static void carry(int fd) {
   }
 }
 
-static int relay(const char* port, const struct sockaddr* to, socklen_t length) {
+static void relay(const char* port, const struct sockaddr* to, socklen_t length) {
   const struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(port))};
   const int listener = must(socket(AF_INET, SOCK_STREAM, 0), "socket"), on = 1;
   must(setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
@@ -261,7 +261,7 @@ static int run(int argc, char** argv) {
   }
   if (argc == 5 && !strcmp(verb, "relay")) {
     const socklen_t length = address(argv[3], argv[4], &to);
-    return relay(argv[2], (struct sockaddr*)&to, length);
+    relay(argv[2], (struct sockaddr*)&to, length);
   }
   if (argc == 5) {
     const struct {
