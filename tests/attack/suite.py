@@ -113,8 +113,8 @@ def attempt(lab, case, away, say):
         say(f"{case.kind}: {case.name}: {failure}".replace("\n", "\n# "))
 
 
-def run(lab, cases, say=lambda text: None, stop=lambda: False):
-    """Runs the cases, those that share a state together. Returns those that were run; `stop` is asked before each state's group."""
+def run(lab, cases, say=lambda text: None):
+    """Runs the cases, those that share a state together. """
     groups = {}
     for one in cases:
         for state in one.states():
