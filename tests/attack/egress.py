@@ -1,6 +1,6 @@
 """Egress: everything that leaves a machine but by what its card lists."""
 
-from guards import (CALL_FILTER, CUT, FAMILIES, HOST_FILTER, IP_DENY, ISOLATION, NO_ROUTE, POLICY, PORT_FILTER, PRIVATE, PRIVATE_NETWORK, PROXY_FILTER,
+from guards import (CALL_FILTER, CUT, FAMILIES, HOST_FILTER, IP_DENY, ISOLATION, NO_ROUTE, MANAGEMENT, POLICY, PORT_FILTER, PRIVATE, PRIVATE_NETWORK, PROXY_FILTER,
                     SERVER_NAME, STRICT_PROXY, UNPRIVILEGED)
 from lab import BROKER, EVIL, GATEWAY, LAN_DEVICE, LAN_HOST, LISTED, METADATA, NAMESERVER, PROXY, TOOLS, exchange, tls_get, tls_inside
 from suite import case
@@ -377,10 +377,8 @@ def _(lab):
 
 # The proxy itself
 
-for url in ("http://10.213.0.1:3128/squid-internal-mgr/info", "http://agentmachine-proxy:3128/squid-internal-mgr/menu",
-            "http://agentmachine-proxy/squid-internal-mgr/info"):
-    case(f"proxy management: {url}", *INSIDE)(
-        lambda lab, url=url: any(word in lab.attacker.get(url) for word in (b"Start Time", b"Cache Manager Menu")))
+for url, what in {"menu": b"Cache Manager Menu", "info": b"Start Time", "active_requests": b"Connection:", "mem": b"Pool"}.items():
+    url_case(f"proxy management: {url}", f"http://agentmachine-proxy:{PROXY}/squid-internal-mgr/{url}", POLICY, MANAGEMENT, wanted=what)
 
 
 @case("the broker as a proxy", POLICY)

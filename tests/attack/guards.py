@@ -116,6 +116,7 @@ PRIVATE_NETWORK = MachineGuard("private network", host=True)
 
 POLICY = ProxyRule("policy", ((r"^(acl tunnel_or_request all-of !broker_port) listed", r"\1"),))
 PRIVATE = ProxyRule("private addresses", ((r"^(acl tunnel_or_request .*) !inside", r"\1"),))
+MANAGEMENT = ProxyRule("proxy management", ((r"^(acl tunnel_or_request .*) !management", r"\1"),))
 SERVER_NAME = ProxyRule("server name", ((r"^ssl_bump peek first_step now_peeked", "ssl_bump splice all"),))
 
 

@@ -114,7 +114,7 @@ def attempt(lab, case, away, say):
 
 
 def run(lab, cases, say=lambda text: None):
-    """Runs the cases, those that share a state together. """
+    """Runs the cases, those that share a state together."""
     groups = {}
     for one in cases:
         for state in one.states():
