@@ -130,6 +130,8 @@ class Server:
                 while request := read_message(stream):
                     self.requests.put(request)
                     self._answer(connection, request)
+                    if "close" in request.all("connection"):
+                        break
 
     def _answer(self, connection, request):
         if request.start.startswith("CONNECT"):
