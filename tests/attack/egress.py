@@ -218,14 +218,19 @@ def _(lab):
 
 @case("rebinding: between the tunnel and what goes through it", PRIVATE, PROXY_FILTER)
 def _(lab):
-    name = f"{lab.token()}.wild.test"
-    lab.resolver.names[name] = [[LISTED], ["127.0.0.1"]]
-    with lab.attacker.open() as connection:
-        head = exchange(connection, f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n".encode(), b"\r\n\r\n")
-        if b" 200 " not in head:
-            raise RuntimeError(f"a listed name is not reached: {head!r}")
-        lab.pause(6)
-        return REACHED_INSIDE in tls_get(connection, name)
+    # Squid looks a name up to judge it and once more to connect; without its rule, only the latter.
+    for answers in ([LISTED], ["127.0.0.1"]), (["127.0.0.1"],):
+        name = f"{lab.token()}.wild.test"
+        lab.resolver.names[name] = list(answers)
+        with lab.attacker.open() as connection:
+            head = exchange(connection, f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n".encode(), b"\r\n\r\n")
+            if b" 200 " in head:
+                lab.pause(6 * (len(answers) - 1))
+                if REACHED_INSIDE in tls_get(connection, name):
+                    return True
+            elif len(answers) > 1:
+                raise RuntimeError(f"a listed name is not reached: {head!r}")
+    return False
 
 
 # Policy before any lookup
