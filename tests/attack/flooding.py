@@ -4,6 +4,7 @@ works meanwhile.
 
 import time
 
+import lab as labs
 from guards import BANDWIDTH, CONNECTIONS, NEW_CONNECTIONS, REQUESTS
 from lab import GATEWAY, PROXY
 from suite import case
@@ -16,27 +17,28 @@ def limits(**limits):
 def works(lab):
     """Whether another machine gets what it asks for, in time."""
     start = time.monotonic()
-    return b"from api" in lab.neighbour.get("http://api.fake.test/") and time.monotonic() - start < 10
+    return b"from api" in lab.neighbour.get("http://api.fake.test/") and time.monotonic() - start < labs.patience(10)
 
 
+FEW = limits(max_connections=8, requests_per_second=1000)
 TUNNEL = "CONNECT api.fake.test:443 HTTP/1.1%nHost: api.fake.test:443%n%n"
 REQUEST = "GET http://api.fake.test/ HTTP/1.1%nHost: api.fake.test%n%n"
 for what, text in {"tunnels": TUNNEL, "kept connections": REQUEST, "connections without a request": " ", "half requests": "GET http://api.fake.test/ HT"}.items():
     def attack(lab, text=text):
-        with lab.attacker.kept("hold", GATEWAY, PROXY, 90, text) as first_line:
-            return int(first_line(60) or 0) > 60 or not works(lab)
-    case(f"connections: {what}", CONNECTIONS, serial=True, card=limits(max_connections=50, requests_per_second=1000))(attack)
+        with lab.attacker.kept("hold", GATEWAY, PROXY, 20, text) as first_line:
+            return int(first_line(30) or 0) > 12 or not works(lab)
+    case(f"connections: {what}", CONNECTIONS, serial=True, card=FEW)(attack)
 
 
-@case("connections: begun and given up", NEW_CONNECTIONS, serial=True, card=limits(max_connections=8))
+@case("connections: begun and given up", NEW_CONNECTIONS, serial=True, card=FEW)
 def _(lab):
     with lab.attacker.kept("hold", GATEWAY, PROXY, 100, "") as first_line:
-        return int(first_line(60) or 0) > 90 or not works(lab)
+        return int(first_line(30) or 0) > 90 or not works(lab)
 
 
-def answered(lab, request, status, count=40, seconds=6):
+def answered(lab, request, status, count=24, seconds=4):
     """How many of so many requests, all sent at once, are answered so within the time."""
-    deadline, answers = time.monotonic() + seconds, b""
+    deadline, answers = time.monotonic() + labs.patience(seconds), b""
     with lab.attacker.open(timeout=1) as connection:
         connection.sendall(request * count)
         while time.monotonic() < deadline and answers.count(status) < count:
@@ -50,29 +52,27 @@ def answered(lab, request, status, count=40, seconds=6):
     return answers.count(status)
 
 
-PACED = limits(requests_per_second=2)
+# Both are slow in their way, and neither hinders the other's test.
+SLOW = limits(requests_per_second=2, network_mbit=1)
 
 
-@case("requests", REQUESTS, serial=True, card=PACED)
+@case("requests", REQUESTS, serial=True, card=SLOW)
 def _(lab):
-    return answered(lab, b"GET http://api.fake.test/ HTTP/1.1\r\nHost: api.fake.test\r\n\r\n", b"HTTP/1.1 200") > 30 or not works(lab)
+    return answered(lab, b"GET http://api.fake.test/ HTTP/1.1\r\nHost: api.fake.test\r\n\r\n", b"HTTP/1.1 200") > 16 or not works(lab)
 
 
-@case("log volume: requests that are refused, a line of the log each", REQUESTS, serial=True, card=PACED)
+@case("log volume: requests that are refused, a line of the log each", REQUESTS, serial=True, card=SLOW)
 def _(lab):
-    return answered(lab, b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n", b"host-not-listed") > 30 or not works(lab)
-
-
-SLOW = limits(network_mbit=1)
+    return answered(lab, b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n", b"HTTP/1.1 403") > 16 or not works(lab)
 
 
 @case("bandwidth: down", BANDWIDTH, serial=True, card=SLOW)
 def _(lab):
-    done = lab.attacker.run("/usr/bin/curl", "-s", "-f", "-m", "8", "-o", "/dev/null", "-x", f"http://{GATEWAY}:{PROXY}", "http://big.fake.test:8081/")
+    done = lab.attacker.run("/usr/bin/curl", "-s", "-f", "-m", str(labs.patience(5)), "-o", "/dev/null", "-x", f"http://{GATEWAY}:{PROXY}", "http://big.fake.test:8081/")
     return done.status == 0 or not works(lab)
 
 
 @case("bandwidth: up", BANDWIDTH, serial=True, card=SLOW)
 def _(lab):
-    done = lab.attacker.sh(f"head -c 2000000 /dev/zero | /usr/bin/curl -s -f -m 8 -o /dev/null --data-binary @- -x http://{GATEWAY}:{PROXY} http://api.fake.test/")
+    done = lab.attacker.sh(f"head -c 1000000 /dev/zero | /usr/bin/curl -s -f -m {labs.patience(5)} -o /dev/null --data-binary @- -x http://{GATEWAY}:{PROXY} http://api.fake.test/")
     return done.status == 0 or not works(lab)

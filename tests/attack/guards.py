@@ -107,7 +107,7 @@ ISOLATION = HostGuard("port isolation", isolation_off)
 IP_DENY = MachineGuard("IPAddressDeny", dropin="IPAddressDeny=\n", properties=("IPAddressDeny=any", "IPAddressAllow=localhost", f"IPAddressAllow={GATEWAY}"))
 FAMILIES = MachineGuard("RestrictAddressFamilies", dropin="RestrictAddressFamilies=\n", properties=("RestrictAddressFamilies=AF_UNIX AF_INET AF_NETLINK",))
 UNPRIVILEGED = MachineGuard("no capabilities", standin=True,
-                            properties=("User=65532", "Group=65532", "CapabilityBoundingSet=", "NoNewPrivileges=yes"))
+                            properties=("User=nobody", "Group=nogroup", "CapabilityBoundingSet=", "NoNewPrivileges=yes"))
 # A process outside has none. What is said of it to a unit says the same of the families, and less of all else.
 CALL_FILTER = MachineGuard("system call filter", standin=True, properties=("RestrictAddressFamilies=AF_UNIX AF_INET",))
 PRIVATE_NETWORK = MachineGuard("private network", host=True)
@@ -116,6 +116,7 @@ PRIVATE_NETWORK = MachineGuard("private network", host=True)
 
 POLICY = ProxyRule("policy", ((r"^(acl tunnel_or_request all-of !broker_port) listed", r"\1"),))
 PRIVATE = ProxyRule("private addresses", ((r"^(acl tunnel_or_request .*) !inside", r"\1"),))
+MANAGEMENT = ProxyRule("proxy management", ((r"^(acl tunnel_or_request .*) !management", r"\1"),))
 SERVER_NAME = ProxyRule("server name", ((r"^ssl_bump peek first_step now_peeked", "ssl_bump splice all"),))
 
 
@@ -169,7 +170,7 @@ def unshaped(lab):
         yield
     finally:
         for end in ends:
-            run(*[word.replace("{}", "replace") for word in end], "tbf", "rate", "1mbit", "burst", "64kb", "latency", "50ms")
+            run(*[word.replace("{}", "replace") for word in end], "tbf", "rate", "1mbit", "burst", "68kb", "latency", "50ms")
 
 
 BANDWIDTH = HostGuard("bandwidth", unshaped)

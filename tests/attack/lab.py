@@ -42,6 +42,14 @@ def quiet(*argv, **options):
     return subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options).returncode == 0
 
 
+waiting = threading.local()
+
+
+def patience(seconds):
+    """So long, and longer in a control: there what is awaited comes, and a busy host must not make it fail."""
+    return seconds * getattr(waiting, "factor", 1)
+
+
 class Result:
     def __init__(self, status, out, err):
         self.status, self.out, self.err = status, out, err
@@ -73,60 +81,83 @@ class Place:
     def sh(self, script, **options):
         return self.run("/bin/sh", "-c", script, **options)
 
-    def wire(self, *argv, **options):
+    # Probes of wire.c are started by one that stays there: a session of the machine takes a second, a request to it none.
+
+    server, server_lock = None, threading.Lock()
+
+    def socket_paths(self):
+        """Where that one listens: as it calls the place, and as the host does."""
+        path = f"{WORK}/sockets/{id(self):x}"
+        return path, path
+
+    def start(self, argv, stdin, stdout):
+        """Starts a probe. The descriptors become its own."""
+        there, here = self.socket_paths()
+        with self.server_lock:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                connection.connect(here)
+            except OSError:
+                self.stop_server()
+                self.server = subprocess.Popen(self.command([TOOLS + "wire", "serve", there]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                self.server.stdout.readline()
+                connection.connect(here)
+        words = ["-w", patience(1), *argv]
+        with open(os.devnull, "w") as null:
+            socket.send_fds(connection, [b"".join(str(word).encode() + b"\0" for word in words)], [stdin, stdout, null.fileno()])
+        return connection
+
+    def stop_server(self):
+        if self.server:
+            self.server.stdin.close()
+            self.server.wait()
+            self.server.stdout.close()
+            self.server = None
+
+    def wire(self, *argv, timeout=30):
         """See probes/wire.c."""
-        return self.run(TOOLS + "wire", *argv, **options)
+        with tempfile.TemporaryFile() as out, open(os.devnull) as null, self.start(argv, null.fileno(), out.fileno()) as probe:
+            probe.settimeout(timeout)
+            try:
+                status = (probe.recv(1) or b"\x80")[0]
+            except TimeoutError:
+                status = 124
+            out.seek(0)
+            return Result(status, out.read(), b"")
 
     @contextlib.contextmanager
     def open(self, address=GATEWAY, port=PROXY, timeout=8):
         """A socket whose other end is, through a probe there, a TCP connection to `address`; at its end if there is none."""
         ours, theirs = socket.socketpair()
-        process = subprocess.Popen(self.command([TOOLS + "wire", "tcp", address, str(port)]), stdin=theirs, stdout=theirs,
-                                   stderr=subprocess.DEVNULL)
-        theirs.close()
-        ours.settimeout(timeout)
-        try:
+        with self.start(["tcp", address, port], theirs.fileno(), theirs.fileno()), ours:
+            theirs.close()
+            ours.settimeout(patience(timeout))
             yield ours
-        finally:
-            ours.close()
-            process.terminate()
-            process.wait()
 
     @contextlib.contextmanager
     def kept(self, *argv):
         """A probe that goes on until the end. Yields a function that waits, at most so many seconds, for its first line."""
-        process = subprocess.Popen(self.command([TOOLS + "wire", *map(str, argv)]), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL)
+        ours, theirs = socket.socketpair()
+        with self.start(argv, theirs.fileno(), theirs.fileno()), ours, ours.makefile() as lines:
+            theirs.close()
 
-        def first_line(seconds):
-            timer = threading.Timer(seconds, process.kill)
-            timer.start()
-            try:
-                return process.stdout.readline().decode().strip()
-            finally:
-                timer.cancel()
+            def first_line(seconds):
+                ours.settimeout(patience(seconds))
+                with contextlib.suppress(TimeoutError):
+                    return lines.readline().strip()
+                return ""
 
-        try:
             yield first_line
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(3)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                process.wait()
 
     @contextlib.contextmanager
     def listening(self, interface, data):
         """While frames are watched. Yields a function that says whether one held `data`."""
-        process = subprocess.Popen(self.command([TOOLS + "wire", "listen", interface, "1500", data.hex()]), stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        process.stdout.readline()  # "ready", or the end
-        try:
-            yield lambda: process.wait(10) == 0
-        finally:
-            process.kill()
-            process.wait()
+        ours, theirs = socket.socketpair()
+        with self.start(["listen", interface, "1500", data.hex()], theirs.fileno(), theirs.fileno()) as probe, ours:
+            theirs.close()
+            ours.recv(100)  # "ready", or the end
+            probe.settimeout(60)
+            yield lambda: probe.recv(1) == b"\0"
 
     def send(self, data, port=PROXY, address=GATEWAY, timeout=8):
         """All that comes back for these bytes."""
@@ -155,7 +186,7 @@ def tls_inside(connection, server_name):
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     inner = context.wrap_socket(connection.dup(), server_hostname=server_name)
-    inner.settimeout(8)
+    inner.settimeout(patience(8))
     return inner
 
 
@@ -220,6 +251,9 @@ class Machine(Place):
     def command(self, argv):
         return ["agentmachine", "exec", self.id, "--", *argv]
 
+    def socket_paths(self):
+        return "/workspace/.socket", f"{WORK}/{self.id}/.socket"
+
     def network(self, *argv):
         """A command of the host's in the machine's network namespace: for what a guard has to take away or a control needs."""
         return ["nsenter", f"--net=/proc/{self.leader}/ns/net", *argv]
@@ -244,7 +278,8 @@ class StandIn(Place):
         self.properties = [line for guard in kept for line in guard.properties]
 
     def command(self, argv):
-        argv = [arg.replace(TOOLS, f"{WORK}/{self.machine.id}/.tools/") for arg in argv]
+        # Not the machine's own: another user could not get at them.
+        argv = [arg.replace(TOOLS, f"{WORK}/tools/") for arg in argv]
         if not self.properties:
             return self.machine.network(*argv)
         # Keeps root's supplementary groups and so on: what is kept is what is listed.
@@ -332,9 +367,9 @@ class Sniffer:
             while True:
                 self.frames.append(self.socket.recv(65536))
 
-    def saw(self, data, patience=0.6):
-        """Whether a frame held this, or does within the time."""
-        deadline = time.monotonic() + patience
+    def saw(self, data):
+        """Whether a frame held this, or does soon."""
+        deadline = time.monotonic() + patience(0.6)
         while not any(data in frame for frame in list(self.frames)):
             if time.monotonic() > deadline:
                 return False
@@ -395,6 +430,8 @@ class Lab:
         (WORK / "tools").mkdir()
         for tool in self.tools:
             shutil.copy(tool, WORK / "tools")
+        (WORK / "sockets").mkdir()
+        (WORK / "sockets").chmod(0o1777)
         self._make_networks()
         self._make_servers()
         self._allow_override()
@@ -438,7 +475,7 @@ class Lab:
                                    [("attack-lan", LAN_DEVICE, 9999)])
         with inside("attack-net"):
             big = socket.create_server((LISTED, 8081))
-        Greeter(big, b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\nConnection: close\r\n\r\n" + bytes(2000000), reads=True)
+        Greeter(big, b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\nConnection: close\r\n\r\n" + bytes(1000000), reads=True)
         quiet("modprobe", "vsock_loopback")
         with contextlib.suppress(OSError):
             vsock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
@@ -465,7 +502,7 @@ class Lab:
     def _make_neighbour(self):
         """A machine that has things to steal and doesn't guard them itself: what keeps others out is theirs."""
         from guards import IP_DENY
-        self.neighbour = self.machine({"agent_id": "attack-neighbour"}, (IP_DENY,), "attack-neighbour")
+        self.neighbour = self.machine({"agent_id": "attack-neighbour", "allowed_hosts": [*self.hosts, "relayed.evil.test:80"]}, (IP_DENY,), "attack-neighbour")
         run(*self.neighbour.network("ip", "route", "add", "10.213.0.0/16", "dev", "host0", "scope", "link"))
         self.neighbour_port = Sniffer(None, self.neighbour.port)
         (WORK / "attack-neighbour" / "index.html").write_text("from neighbour\n")
@@ -489,6 +526,7 @@ class Lab:
             if key not in self.variants:
                 machine = Machine(self, name or f"attack-{len(self.variants)}", dict(card), without)
                 self.variants[key] = machine
+                self.cleanup.callback(machine.stop_server)
             return self.variants[key]
 
     # The proxy
@@ -542,8 +580,9 @@ def replace(path, text):
 
 def clean():
     """Takes back what this run, or one that was killed, has made."""
-    for path in glob.glob("/var/lib/agentmachine/machines/attack-*"):
-        quiet("agentmachine", "rm", "--workspace", os.path.basename(path))
+    made = WORK.exists()
+    if machines := [os.path.basename(path) for path in glob.glob("/var/lib/agentmachine/machines/attack-*")]:
+        quiet("agentmachine", "rm", "--workspace", *machines)
     for path in [*glob.glob("/etc/systemd/system/systemd-nspawn@agent-attack-*.service.d"), f"/run/systemd/system/{PROXY_UNIT}.d/20-attack.conf",
                  *glob.glob("/etc/systemd/nspawn/agent-attack-*"), "/run/agentmachine-attack.squid.conf"]:
         shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else pathlib.Path(path).unlink(missing_ok=True)
@@ -554,6 +593,7 @@ def clean():
     for address, device in (("64:ff9b::7f00:1/128", "lo"), ("fd00::9/128", "lo"), ("2002:7f00:1::1/128", "lo"), ("100.64.0.9/32", "lo"), ("fe80::a/64", "agents0")):
         quiet("ip", "address", "delete", address, "dev", device)
     shutil.rmtree(WORK, ignore_errors=True)
-    run("systemctl", "daemon-reload")
-    run("systemctl", "reload-or-restart", "agentmachine-network.service")
-    run("systemctl", "restart", PROXY_UNIT)
+    if made:
+        run("systemctl", "daemon-reload")
+        run("systemctl", "reload-or-restart", "agentmachine-network.service")
+        run("systemctl", "restart", PROXY_UNIT)

@@ -33,14 +33,14 @@ class Proxy:
     def _serve(self, client):
         judged = False
         with contextlib.suppress(OSError, ValueError, IndexError), client, client.makefile("rb") as stream:
-            client.settimeout(8)
+            client.settimeout(2)
             while head := read_head(stream):
                 lines = re.split(rb"\r?\n|\r", head)
                 method, target = lines[0].split(b" ")[0], b" ".join(lines[0].split(b" ")[1:-1]) or lines[0].split(b" ")[1]
                 headers = [line.partition(b":")[::2] for line in lines[1:] if line]
                 values = lambda name: [value.strip() for key, value in headers if key.strip().lower() == name]
                 # Judged by all that was said; led by the last that was.
-                if not judged and not LISTED.search(unicodedata.normalize("NFKC", (target + b" " + b" ".join(values(b"host"))).decode("utf-8", "replace"))):
+                if not judged and not LISTED.search(unicodedata.normalize("NFKC", head.decode("utf-8", "replace"))):
                     client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
                     return
                 judged = True
@@ -69,12 +69,11 @@ class Proxy:
             authority = target.split(b"://")[1].split(b"/")[0]
         else:
             authority = hosts[-1]
-        authority = authority.split(b"@")[-1].split(b"#")[-1]
+        authority = re.split(rb"[#\\]", authority.split(b"@")[-1])[0]
         host, _, port = authority.rpartition(b":") if re.search(rb":\d+$", authority) else (authority, b"", b"80")
-        if b"\0" in host or re.search(rb"[\r\n\t ]", host):
-            # What follows what C calls the end is another's.
-            host = re.split(rb"[\0\r\n\t ]+", host)[0]
-        return urllib.parse.unquote(unicodedata.normalize("NFKC", host.decode("utf-8", "replace"))).strip("[]"), int(port or 80)
+        # What follows what C calls the end is another's.
+        host = re.split(rb"[\0\r\n\t ]+", urllib.parse.unquote_to_bytes(host))[0].split(b"@")[-1]
+        return unicodedata.normalize("NFKC", host.decode("utf-8", "replace")).strip("[]"), int(port or 80)
 
     def _resolve(self, host):
         with contextlib.suppress(OSError):

@@ -94,6 +94,8 @@ forged("IP: multicast", lambda f: ethernet(f.mac, "01:00:5e:00:00:fb", 0x0800, i
 forged("IP: a route through the gateway in the options", lambda f: f.tcp(f.neighbour, f.mac, options=b"\x83\x07\x04" + socket.inet_aton(STRANGER) + b"\0"))
 forged("IP: a fragment without ports", lambda f: ethernet(f.mac, f.host_mac, 0x0800, ipv4(f.neighbour, GATEWAY, 6, f.token, fragment=10)))
 
+forged("IP: a fragment without ports, of one's own", lambda f: ethernet(f.mac, f.host_mac, 0x0800, ipv4(f.address, GATEWAY, 6, f.token, fragment=10)))
+
 # ARP
 forged("ARP: one's MAC for a neighbour's address", lambda f: ethernet(f.mac, BROADCAST, 0x0806, arp(2, f.mac, f.neighbour, f.host_mac, GATEWAY)), tail=True)
 forged("ARP: one's MAC for the gateway's address", lambda f: ethernet(f.mac, BROADCAST, 0x0806, arp(2, f.mac, GATEWAY, BROADCAST, GATEWAY)), tail=True)
@@ -106,6 +108,9 @@ forged("frame: an IPv6 router's announcement", lambda f: ethernet(f.mac, "33:33:
        + socket.inet_pton(socket.AF_INET6, "fe80::66") + socket.inet_pton(socket.AF_INET6, "ff02::1") + b"\x86\0\0\0" + f.token))
 forged("frame: with a VLAN's tag", lambda f: ethernet(f.mac, f.host_mac, 0x8100, struct.pack(">HH", 7, 0x0800) + ipv4(f.address, GATEWAY, 6, syn(PROXY, f.token))))
 forged("frame: of a kind nobody knows", lambda f: ethernet(f.mac, BROADCAST, 0x88b5, f.token))
+forged("frame: with two tags", lambda f: ethernet(f.mac, f.host_mac, 0x88a8, struct.pack(">HHHH", 7, 0x8100, 7, 0x0800) + ipv4(f.address, GATEWAY, 6, syn(PROXY, f.token))))
+forged("frame: IP by length instead of kind (SNAP)", lambda f: ethernet(f.mac, f.host_mac, 8 + 40 + len(f.token), b"\xaa\xaa\x03\0\0\0\x08\0" + ipv4(f.neighbour, GATEWAY, 6, syn(PROXY, f.token))))
+forged("frame: a bridge's own (spanning tree)", lambda f: ethernet(f.mac, "01:80:c2:00:00:00", 38, b"\x42\x42\x03" + bytes(35) + f.token))
 forged("frame: PPPoE", lambda f: ethernet(f.mac, BROADCAST, 0x8863, f.token))
 
 

@@ -16,6 +16,7 @@ import lab as labs
 from guards import HostGuard, MachineGuard, ProxyRule
 
 CASES = []
+CONTROL_FAILED = "the control failed"
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,7 +34,7 @@ class Case:
 
     @property
     def refused(self):
-        return not self.failures
+        return not any(failure != CONTROL_FAILED for failure in self.failures)
 
     def states(self):
         """The sets of guards to take away: none, each alone, all."""
@@ -63,12 +64,13 @@ def rules_of(away):
 @contextlib.contextmanager
 def without(lab, away, card):
     """Takes these guards away, and puts them back. The attacker is one whose own guards of them are away."""
-    own = [guard for guard in away if isinstance(guard, MachineGuard) and not guard.standin and not guard.host]
-    base = lab.machine(card, own)
-    attacker = base
-    if any(guard.host for guard in away if isinstance(guard, MachineGuard)):
+    own = [guard for guard in away if isinstance(guard, MachineGuard)]
+    outside = any(guard.standin or guard.host for guard in own)
+    # To whoever is not in it, what a machine is guarded by is nothing.
+    attacker = base = lab.machine(card, () if outside else own)
+    if any(guard.host for guard in own):
         attacker = lab.host
-    elif any(guard.standin for guard in away if isinstance(guard, MachineGuard)):
+    elif outside:
         # Of the machine's guards, those with properties can be kept.
         import guards
         known = [guard for guard in vars(guards).values() if isinstance(guard, MachineGuard)]
@@ -82,30 +84,37 @@ def without(lab, away, card):
         for guard in away:
             if isinstance(guard, HostGuard):
                 stack.enter_context(guard.away(lab))
+        if attacker is not base:
+            stack.callback(attacker.stop_server)
         yield
 
 
-def attempt(lab, case, away):
+def attempt(lab, case, away, say):
     """One attack in one state."""
     control = bool(case.guards) and away == frozenset(case.guards)
     start = time.monotonic()
+    labs.waiting.factor = 6 if control else 1
     try:
         succeeded = bool((case.control if control and case.control else case.attack)(lab))
         error = ""
     except Exception:  # noqa: BLE001  a case that is broken must not take the others along
-        succeeded, error = None, traceback.format_exc()
+        succeeded, error = None, traceback.format_exc(chain=False)
     case.seconds += time.monotonic() - start
     where = "without " + " and ".join(sorted(map(str, away))) if away else "with all guards"
     if error:
-        case.failures.append(f"{where}: the case is broken: {error}")
+        failure = f"{where}: the case is broken: {error.strip()}"
     elif control:
         case.control_succeeded = succeeded
-    elif succeeded:
-        case.failures.append(f"{where}: the attack succeeded")
+        failure = "" if succeeded else CONTROL_FAILED
+    else:
+        failure = f"{where}: the attack succeeded" if succeeded else ""
+    if failure:
+        case.failures.append(failure)
+        say(f"{case.kind}: {case.name}: {failure}".replace("\n", "\n# "))
 
 
-def run(lab, cases, say=lambda text: None, stop=lambda: False):
-    """Runs the cases, those that share a state together. Returns those that were run; `stop` is asked before each state's group."""
+def run(lab, cases, say=lambda text: None):
+    """Runs the cases, those that share a state together."""
     groups = {}
     for one in cases:
         for state in one.states():
@@ -115,9 +124,9 @@ def run(lab, cases, say=lambda text: None, stop=lambda: False):
     for (state, _), members in sorted(groups.items(), key=order):
         start = time.monotonic()
         with without(lab, state, members[0].card):
-            with concurrent.futures.ThreadPoolExecutor(4) as pool:
-                list(pool.map(lambda one: attempt(lab, one, state), [one for one in members if not one.serial]))
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda one: attempt(lab, one, state, say), [one for one in members if not one.serial]))
             for one in members:
                 if one.serial:
-                    attempt(lab, one, state)
+                    attempt(lab, one, state, say)
         say(f"{len(members):3} without {', '.join(sorted(map(str, state))) or 'nothing'}: {time.monotonic() - start:.1f} s")

@@ -130,6 +130,8 @@ class Server:
                 while request := read_message(stream):
                     self.requests.put(request)
                     self._answer(connection, request)
+                    if "close" in request.all("connection"):
+                        break
 
     def _answer(self, connection, request):
         if request.start.startswith("CONNECT"):
@@ -174,7 +176,7 @@ def read_message(stream, head_only=False):
     headers = []
     while line := stream.readline().decode("latin-1").strip():
         name, _, value = line.partition(":")
-        headers.append((name, value.strip()))
+        headers.append((name.strip(), value.strip()))
     message = Message(start, headers, b"")
     if head_only:
         return message

@@ -62,6 +62,15 @@ TEST(Nftables, ElementsAreCheckedAndDeletedIdempotently) {
     EXPECT_THROW(renderNftElementAdd("am-2", mac, address, 20), Error) << mac;
 }
 
+TEST(SquidConf, ItsOwnPagesNeedMoreThanAPolicyThatAllowsAll) {
+  const auto text = renderSquidConf(Settings{}, {.helper = "/opt/policy",
+                                                 .auditor = "/opt/audit",
+                                                 .certificate = "/run/c.pem",
+                                                 .errorPages = "/run/pages"});
+  EXPECT_TRUE(has(text, "acl management all-of manager because_management\n"));
+  EXPECT_TRUE(has(text, "acl tunnel_or_request all-of !broker_port listed !unproven !management !inside\n"));
+}
+
 TEST(SquidConf, TakesItsNamesFromTheSettings) {
   Settings settings;
   settings.runtimeDirectory = "/run/x";

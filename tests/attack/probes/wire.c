@@ -1,16 +1,21 @@
 /* wire: what an attacker without tools brings along to reach the network. Static, so that it runs in any
  * image.
  *
- *   wire tcp ADDRESS PORT         connects and carries standard input and output
- *   wire udp ADDRESS PORT TEXT    sends a datagram; prints what comes back
- *   wire udp-lite ADDRESS PORT TEXT   the same by that protocol
- *   wire freebind SOURCE ADDRESS PORT TEXT   a datagram from an address that isn't the machine's
- * (IP_FREEBIND) wire hold ADDRESS PORT N TEXT  opens N connections, says TEXT on each, and prints how many
- * were answered with 200 wire ping ADDRESS             an echo request, by whichever socket there is; prints
- * "reply" wire raw ADDRESS PROTOCOL TEXT  an IP packet of any protocol wire frame INTERFACE HEX      an
- * Ethernet frame as given wire listen INTERFACE MS HEX  whether a frame with these bytes passes by wire vsock
- * CID PORT           connects past the network; prints what it is told wire abstract NAME            connects
- * to an abstract unix socket; prints what it is told
+ *   wire tcp ADDRESS PORT                 connects and carries standard input and output
+ *   wire udp ADDRESS PORT TEXT            sends a datagram; prints what comes back
+ *   wire udp-lite ADDRESS PORT TEXT       the same by that protocol
+ *   wire freebind SOURCE ADDRESS PORT TEXT  a datagram from an address that isn't the machine's (IP_FREEBIND)
+ *   wire hold ADDRESS PORT N TEXT         opens N connections, says TEXT on each, prints how many worked
+ *   wire ping ADDRESS                     an echo request, by whichever socket there is; prints "reply"
+ *   wire raw ADDRESS PROTOCOL TEXT        an IP packet of any protocol
+ *   wire frame INTERFACE HEX              an Ethernet frame as given
+ *   wire listen INTERFACE MS HEX          whether a frame with these bytes passes by
+ *   wire relay PORT ADDRESS PORT          listens, and carries what comes there; prints "ready"
+ *   wire vsock CID PORT                   connects past the network; prints what it is told
+ *   wire abstract NAME                    connects to an abstract unix socket; prints what it is told
+ *   wire -w N …                           does so with N times the patience
+ *   wire serve SOCKET                     does all that for whoever connects there, until standard input ends:
+ *                                         a message of the words, each ended by NUL, with descriptors 0, 1, 2
  *
  * Exit status 0: it worked, as far as one can see from here; 1: it didn't, and standard error says why.
  */
@@ -22,15 +27,18 @@
 #include <netinet/in.h>
 #include <netinet/ip_icmp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-enum { PATIENCE_MS = 1500, ANSWER_MS = 700 };
+static int patienceMs = 1500, answerMs = 700;
 
 static void die(const char* what) {
   fprintf(stderr, "wire: %s: %s\n", what, strerror(errno));
@@ -75,7 +83,7 @@ static int connected(int type, int protocol, const struct sockaddr* to, socklen_
   const int fd = must(socket(to->sa_family, type | SOCK_NONBLOCK, protocol), "socket");
   if (connect(fd, to, length) < 0) {
     if (errno != EINPROGRESS) die("connect");
-    waitFor(fd, POLLOUT, PATIENCE_MS, "connect");
+    waitFor(fd, POLLOUT, patienceMs, "connect");
     socklen_t size = sizeof errno;
     int error = 0;
     must(getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size), "getsockopt");
@@ -118,10 +126,30 @@ static void carry(int fd) {
   }
 }
 
+static void relay(const char* port, const struct sockaddr* to, socklen_t length) {
+  const struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(port))};
+  const int listener = must(socket(AF_INET, SOCK_STREAM, 0), "socket"), on = 1;
+  must(setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
+  must(bind(listener, (const struct sockaddr*)&at, sizeof at), "bind");
+  must(listen(listener, 8), "listen");
+  puts("ready");
+  fflush(stdout);
+  signal(SIGCHLD, SIG_IGN);
+  for (;;) {
+    const int connection = must(accept(listener, NULL, NULL), "accept");
+    if (fork() == 0) {
+      dup2(connection, 0);
+      dup2(connection, 1);
+      carry(connected(SOCK_STREAM, 0, to, length));
+    }
+    close(connection);
+  }
+}
+
 /* Prints what arrives, if anything does in time. */
 static int answer(int fd) {
   char data[4096];
-  waitFor(fd, POLLIN, ANSWER_MS, "answer");
+  waitFor(fd, POLLIN, answerMs, "answer");
   const ssize_t size = read(fd, data, sizeof data);
   must((int)size, "read");
   writeAll(1, data, size);
@@ -161,7 +189,7 @@ static int ping(const char* host) {
   must((int)sendto(fd, echo, sizeof echo, 0, (struct sockaddr*)&to, length), "send");
   for (;;) {
     unsigned char data[256];
-    waitFor(fd, POLLIN, ANSWER_MS, "reply");
+    waitFor(fd, POLLIN, answerMs, "reply");
     const ssize_t size = recv(fd, data, sizeof data, 0);
     const ssize_t at = size > 20 && data[0] >> 4 == 4 ? (data[0] & 15) * 4 : 0;
     if (size > at && data[at] == (six ? 129 : 0)) break;
@@ -200,7 +228,7 @@ static int hold(const char* host, const char* port, int count, const char* text)
       close(fd);
       continue;
     }
-    usleep(30000);
+    usleep(150000);
     if (send(fd, request, size, MSG_NOSIGNAL) < 0) continue;
     if (whole) {
       const ssize_t read_ = read(fd, got, sizeof got - 1);
@@ -216,7 +244,13 @@ static int hold(const char* host, const char* port, int count, const char* text)
   return 0;
 }
 
-int main(int argc, char** argv) {
+static int run(int argc, char** argv) {
+  if (argc > 3 && !strcmp(argv[1], "-w")) {
+    patienceMs *= atoi(argv[2]);
+    answerMs *= atoi(argv[2]);
+    argc -= 2;
+    argv += 2;
+  }
   const char* verb = argc > 1 ? argv[1] : "";
   struct sockaddr_storage to;
   unsigned char data[2048];
@@ -224,6 +258,10 @@ int main(int argc, char** argv) {
   if (argc == 4 && !strcmp(verb, "tcp")) {
     const socklen_t length = address(argv[2], argv[3], &to);
     carry(connected(SOCK_STREAM, 0, (struct sockaddr*)&to, length));
+  }
+  if (argc == 5 && !strcmp(verb, "relay")) {
+    const socklen_t length = address(argv[3], argv[4], &to);
+    relay(argv[2], (struct sockaddr*)&to, length);
   }
   if (argc == 5) {
     const struct {
@@ -286,4 +324,69 @@ int main(int argc, char** argv) {
   }
   fputs("wire: unknown; the source says how\n", stderr);
   return 2;
+}
+
+/* One request: a child does it; its exit status is the answer. It ends with whoever asked. */
+static void request(int connection) {
+  char words[8192], *argv[16] = {(char*)"wire"};
+  union {
+    struct cmsghdr head;
+    char space[CMSG_SPACE(3 * sizeof(int))];
+  } control;
+  struct iovec data = {words, sizeof words - 1};
+  struct msghdr message = {
+      .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  const ssize_t size = recvmsg(connection, &message, 0);
+  if (size <= 0 || message.msg_controllen != sizeof control) exit(1);
+  words[size] = 0;
+  int argc = 1;
+  for (char* word = words; word < words + size && argc < 15; word += strlen(word) + 1) argv[argc++] = word;
+  int fds[3];
+  memcpy(fds, CMSG_DATA(&control.head), sizeof fds);
+  signal(SIGCHLD, SIG_DFL);
+  const pid_t child = must(fork(), "fork");
+  if (child == 0) {
+    close(connection);
+    for (int i = 0; i < 3; ++i) dup2(fds[i], i);
+    for (int i = 0; i < 3; ++i) close(fds[i]);
+    exit(run(argc, argv));
+  }
+  for (int i = 0; i < 3; ++i) close(fds[i]);
+  struct pollfd ends[] = {{.fd = connection, .events = POLLIN},
+                          {.fd = (int)syscall(SYS_pidfd_open, child, 0), .events = POLLIN}};
+  if (poll(ends, 2, -1) < 0 || ends[0].revents) kill(child, SIGKILL);
+  int status;
+  must(waitpid(child, &status, 0), "waitpid");
+  const char code = (char)(WIFEXITED(status) ? WEXITSTATUS(status) : 128);
+  exit(send(connection, &code, 1, MSG_NOSIGNAL) != 1);
+}
+
+static int serve(const char* path) {
+  struct sockaddr_un at = {.sun_family = AF_UNIX};
+  strncpy(at.sun_path, path, sizeof at.sun_path - 1);
+  unlink(path);
+  const int listener = must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "socket");
+  must(bind(listener, (struct sockaddr*)&at, sizeof at), "bind");
+  must(listen(listener, 64), "listen");
+  puts("ready");
+  fflush(stdout);
+  signal(SIGCHLD, SIG_IGN);
+  struct pollfd ends[] = {{.fd = 0, .events = POLLIN}, {.fd = listener, .events = POLLIN}};
+  for (;;) {
+    must(poll(ends, 2, -1), "poll");
+    if (ends[0].revents) return 0;
+    const int connection = accept(listener, NULL, NULL);
+    if (connection < 0) continue;
+    const pid_t child = fork();
+    if (child == 0) {
+      close(listener);
+      request(connection);
+    }
+    close(connection);
+  }
+}
+
+int main(int argc, char** argv) {
+  if (argc == 3 && !strcmp(argv[1], "serve")) return serve(argv[2]);
+  return run(argc, argv);
 }
