@@ -1,0 +1,141 @@
+"""The layers around the agent's processes as guards, and what is asked of agentmachine-probe under each.
+
+An attack here is mostly one line of the probe's, such as "unshare newuser". All that are known are asked at once in each
+state: a machine answers a hundred of them in the time that it takes to start one process.
+"""
+
+import contextlib
+import pathlib
+import re
+import threading
+
+from guards import HostGuard, MachineGuard
+from lab import TOOLS, WORK, Place
+from suite import case
+
+PROBE = TOOLS + "agentmachine-probe"
+AGENT = 65532
+
+# What a filter says in place of the kernel, or does. The probe's calls have arguments for which the kernel itself says
+# something else; that shows that a call got through to it.
+REFUSALS = ("EPERM", "EACCES", "ENOSYS", "EAFNOSUPPORT", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT", "SIG", "ENODATA")
+
+# Filters
+
+INIT = "/usr/lib/agentmachine/init"
+GUEST_FILTER = MachineGuard("PID 1's filter", settings=((rf"^BindReadOnly=.*:{INIT}$", f"BindReadOnly={WORK}/tools/agentmachine-init-open:{INIT}"),))
+NSPAWN_FILTER = MachineGuard("nspawn's filter", settings=((r"^SystemCallFilter=.*$", "SystemCallFilter=@known"),))
+UNIT_FILTER = MachineGuard("the unit's filter", dropin="SystemCallFilter=\nProtectClock=no\nProtectKernelModules=no\nLockPersonality=no\n"
+                                                       "RestrictRealtime=no\nSystemCallArchitectures=\n")
+UNIT_FILTER_LINES = ("SystemCallFilter", "SystemCallErrorNumber", "ProtectClock", "ProtectKernelModules", "LockPersonality",
+                     "RestrictRealtime", "SystemCallArchitectures")
+SUID_FILTER = MachineGuard("RestrictSUIDSGID", dropin="RestrictSUIDSGID=no\n")
+
+
+def lines(path, names):
+    """A unit's or settings file's lines of these names."""
+    return re.findall(rf"(?m)^(?:{'|'.join(names)})=.*$", pathlib.Path(path).read_text())
+
+
+def guards_away(lab, machine):
+    """What a machine lives without."""
+    return next(without for (_, without), known in lab.variants.items() if known is machine)
+
+
+class Root(Place):
+    """Root of the host in the host's namespaces, under those of the machine's filters that it has itself."""
+
+    def __init__(self, lab, machine):
+        away = guards_away(lab, machine)
+        self.filtered = GUEST_FILTER not in away
+        self.properties = []
+        if NSPAWN_FILTER not in away:
+            self.properties += lines(f"/run/systemd/nspawn/agent-{machine.id}.nspawn", ["SystemCallFilter"]) + ["SystemCallErrorNumber=EPERM"]
+        dropin = f"/run/systemd/system/{machine.unit}.d/10-agentmachine.conf"
+        for guard, names in ((UNIT_FILTER, UNIT_FILTER_LINES), (SUID_FILTER, ["RestrictSUIDSGID"])):
+            if guard not in away:
+                self.properties += lines(dropin, names)
+
+    def command(self, argv):
+        argv = [arg.replace(TOOLS, f"{WORK}/tools/") for arg in argv]
+        if self.filtered:
+            argv[1:1] = ["--filtered"]
+        if not self.properties:
+            return argv
+        return ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", *[f"--property={line}" for line in self.properties], *argv]
+
+
+@contextlib.contextmanager
+def as_root(lab):
+    lab.attacker = Root(lab, lab.attacker)
+    yield
+
+
+PRIVILEGE = HostGuard("no privilege", as_root)
+
+# Where and who
+
+
+class Stance(Place):
+    """Within a machine or outside, as the agent's number or as root."""
+
+    def __init__(self, machine, root=False, outside=False):
+        self.machine, self.root, self.outside = machine, root, outside
+
+    def command(self, argv):
+        if not self.outside:
+            return ["agentmachine", "exec", *(["--user", "root"] if self.root else []), self.machine.id, "--", *argv]
+        argv = [arg.replace(TOOLS, f"{WORK}/tools/").replace("/workspace", f"{WORK}/{self.machine.id}") for arg in argv]
+        if self.root:
+            return ["env", f"--chdir={WORK}/{self.machine.id}", *argv]
+        return ["setpriv", f"--reuid={AGENT}", f"--regid={AGENT}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", *argv]
+
+
+def stance(**change):
+    @contextlib.contextmanager
+    def away(lab):
+        now = lab.attacker
+        machine = getattr(now, "machine", now)
+        lab.attacker = Stance(machine, **{"root": getattr(now, "root", False), "outside": getattr(now, "outside", False)} | change)
+        yield
+    return away
+
+
+NOT_ROOT = HostGuard("not root", stance(root=True))
+OWN_TREE = HostGuard("own namespaces", stance(outside=True))
+
+# Questions
+
+LOCK = threading.Lock()
+
+
+def answer(lab, question, group=(), place=None):
+    """What the probe says to a question: "ok 0", an errno's name or a signal's. The others of its group are asked with it."""
+    place = place or lab.attacker
+    with LOCK:
+        known = place.__dict__.setdefault("answers", {})
+        if question not in known:
+            asked = list(dict.fromkeys([question, *group]))
+            said = place.run(PROBE, "-", input="".join(f"{line}\n" for line in asked).encode(), timeout=120)
+            given = said.out.decode().splitlines()
+            if [line.rpartition(": ")[0] for line in given] != asked:
+                raise RuntimeError(f"asked {len(asked)} questions: {said.out.decode()[-500:]} {said.err.decode()[-500:]}")
+            known.update((line, text.rpartition(": ")[2]) for line, text in zip(asked, given))
+        return known[question]
+
+
+def got_through(said):
+    return not said.startswith(REFUSALS)
+
+
+CALLS, FILES = [], []  # what is asked together
+
+
+def asks(question, group=CALLS):
+    """An attack that is one question."""
+    group.append(question)
+    return lambda lab: got_through(answer(lab, question, group))
+
+
+def asks_files(question):
+    return asks(question, FILES)
