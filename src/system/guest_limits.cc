@@ -89,11 +89,16 @@ void limitTerminals(pid_t leader) {
 
 void limitKernelObjects(pid_t leader) {
   inContext("limit the machine's terminals", [&] { limitTerminals(leader); });
-  for (const std::string name : {"max_inotify_instances", "max_inotify_watches"})
-    inContext("limit the machine's " + name, [&] {
-      constexpr std::size_t most = 64;
-      setUserLimit(leader, name, std::max(1UL, std::stoul(readFile(userLimit(name), most)) / inotifyParts));
-    });
+  const auto limit = [&](const std::string& name, unsigned long value) {
+    inContext("limit the machine", [&] { setUserLimit(leader, name, value); });
+  };
+  for (const std::string name : {"max_inotify_instances", "max_inotify_watches"}) {
+    constexpr std::size_t most = 64;
+    limit(name, std::max(1UL, std::stoul(readFile(userLimit(name), most)) / inotifyParts));
+  }
+  // It has those that it needs.
+  for (const auto* kind : {"user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"})
+    limit(std::format("max_{}_namespaces", kind), 0);
 }
 
 }  // namespace agentmachine

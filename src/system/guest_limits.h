@@ -11,7 +11,7 @@ constexpr unsigned machineTerminals = 64;
 /// (user_namespaces(7), ucounts); a machine gets one of so many parts of what root may have.
 constexpr unsigned inotifyParts = 4;
 
-/// Limits the running machine whose PID 1 is `leader`. Throws Error.
+/// Limits the running machine whose PID 1 is `leader`, who makes no new namespace from now on. Throws Error.
 void limitKernelObjects(pid_t leader);
 
 }  // namespace agentmachine

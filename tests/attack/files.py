@@ -10,8 +10,8 @@ import subprocess
 
 from guards import HostGuard, MachineGuard
 from lab import TOOLS, WORK, quiet, run
-from layers import (AGENT, GUEST_FILTER, NOT_ROOT, NSPAWN_FILTER, OWN_TREE, PRIVILEGE, SUID_FILTER, Stance, answer, asks, asks_files,
-                    got_through)
+from layers import (AGENT, GUEST_FILTER, NAMESPACES, NOT_ROOT, NSPAWN_FILTER, OWN_TREE, PRIVILEGE, SUID_FILTER, Stance, answer, asks, asks_files,
+                    reaches)
 from suite import case
 
 BOTH = NOT_ROOT, OWN_TREE
@@ -73,11 +73,9 @@ for directive, question, guards in (
         ("ProtectSystem=strict", "write /usr/bin/env", BOTH),
         ("ReadWritePaths=", "create /var/attack", BOTH),
         ("ReadWritePaths=", "mkdir /opt/attack", BOTH),
-        ("ReadWritePaths=", "create /sys/fs/cgroup/attack/x", ()),
         ("hard link", "link /usr/bin/env /workspace/attack-env", BOTH),
         ("hard link", "link /etc/passwd /workspace/attack-passwd", BOTH)):
-    if guards:
-        case(f"{directive}: {question}", *guards)(asks_files(question))
+    case(f"{directive}: {question}", *guards)(asks_files(question))
 
 for directive, where in (("ProtectHome", "/home"), ("ProtectHome", "/root"), ("InaccessiblePaths", "/mnt"), ("InaccessiblePaths", "/var/lib"),
                          ("TemporaryFileSystem", "/srv"), ("PrivateTmp", "/tmp"), ("PrivateTmp", "/var/tmp"), ("PrivateTmp", "/dev/shm"),
@@ -141,7 +139,7 @@ def _(lab):
 
 # Devices, setuid files
 
-case("PrivateDevices: mknod of a device", PRIVILEGE)(asks("device /tmp/attack-device"))
+case("PrivateDevices: mknod of a device", PRIVILEGE)(reaches("device /tmp/attack-device"))
 
 
 @case("PrivateDevices: the host's disk as a node in the workspace", *BOTH)
@@ -150,18 +148,17 @@ def _(lab):
     os.mknod(node, 0o60666, os.stat("/dev/nvme0n1").st_rdev)
     node.chmod(0o666)
     try:
-        return got_through(answer(lab, f"read /workspace/{node.name}", place=lab.attacker)) if not getattr(lab.attacker, "outside", False) \
-            else lab.attacker.run("head", "-c", "1", f"/workspace/{node.name}").status == 0
+        return lab.attacker.run("head", "-c", "1", f"/workspace/{node.name}").status == 0
     finally:
         node.unlink()
 
 
 DEVICES = MachineGuard("DeviceAllow", dropin="DeviceAllow=/dev/net/tun rw\n")
-case("PrivateDevices: /dev/net/tun", DEVICES)(asks("read /dev/net/tun", []))
+case("PrivateDevices: /dev/net/tun", DEVICES)(reaches("read /dev/net/tun"))
 
 for way in ("open", "openat", "openat2", "creat", "tmpfile", "mknod", "mknodat", "chmod", "fchmod", "fchmodat", "fchmodat2"):
-    case(f"RestrictSUIDSGID: by {way}", GUEST_FILTER, SUID_FILTER)(asks(f"setid-by {way} /tmp/attack-setid"))
-case("CapabilityBoundingSet=: a file that gives capabilities", PRIVILEGE)(asks("setcap /tmp/attack-capability"))
+    case(f"RestrictSUIDSGID: by {way}", GUEST_FILTER, SUID_FILTER)(reaches(f"setid-by {way} /tmp/attack-setid"))
+case("CapabilityBoundingSet=: a file that gives capabilities", PRIVILEGE)(reaches("setcap /tmp/attack-capability"))
 
 
 @contextlib.contextmanager
@@ -192,14 +189,14 @@ def _(lab):
 # Mounts and namespaces
 
 TWO = GUEST_FILTER, NSPAWN_FILTER
-for call, guards in (("mount", (*TWO, PRIVILEGE)), ("umount2", (*TWO, PRIVILEGE)), ("pivot_root", (*TWO, PRIVILEGE)), ("chroot", (*TWO, PRIVILEGE)),
+for call, guards in (("mount", TWO), ("umount2", TWO), ("pivot_root", (*TWO, PRIVILEGE)), ("chroot", (*TWO, PRIVILEGE)),
                      ("fsopen", (*TWO, PRIVILEGE)), ("move_mount 0 /no/such 0 /no/such 0", (*TWO, PRIVILEGE)), ("open_tree", TWO),
-                     ("mount_setattr", (*TWO, PRIVILEGE)), ("name_to_handle_at", TWO), ("setns", (*TWO, PRIVILEGE)),
-                     ("unshare newuser", TWO), ("unshare newns", (*TWO, PRIVILEGE)), ("unshare newpid", (*TWO, PRIVILEGE)),
+                     ("mount_setattr", TWO), ("name_to_handle_at", TWO), ("setns", (*TWO, PRIVILEGE)),
+                     ("unshare newuser", (*TWO, NAMESPACES)), ("unshare newns", (*TWO, PRIVILEGE)), ("unshare newpid", (*TWO, PRIVILEGE)),
                      ("unshare newnet", (*TWO, PRIVILEGE)), ("unshare newcgroup", (*TWO, PRIVILEGE)), ("unshare newtime", (*TWO, PRIVILEGE)),
-                     ("clone newuser", (GUEST_FILTER,)), ("clone newns", (GUEST_FILTER, PRIVILEGE)), ("clone newnet", (GUEST_FILTER, PRIVILEGE)),
-                     ("clone3", (GUEST_FILTER,))):
-    case(f"namespaces: {call}", *guards)(asks(call))
+                     ("clone newuser", (GUEST_FILTER, NAMESPACES)), ("clone newns", (GUEST_FILTER, PRIVILEGE)),
+                     ("clone newnet", (GUEST_FILTER, PRIVILEGE)), ("clone3", (GUEST_FILTER,))):
+    case(f"namespaces: {call}", *guards)(reaches(call))
 
 # Full
 
@@ -208,10 +205,10 @@ DISK = HostGuard("disk_mb", lambda lab: contextlib.nullcontext())
 TMPFS = MachineGuard("sizes of tmpfs", settings=((r",size=\d+M,nr_inodes=\d+", ""),))
 
 for question in ("fill /workspace 48", "inodes /workspace 6000"):
-    case(f"full: {question}", DISK, card=LIMITED, control=lambda lab, question=question: got_through(answer(lab, question, place=lab.machine())))(
-        asks(question, []))
+    case(f"full: {question}", DISK, card=LIMITED, control=lambda lab, question=question: answer(lab, question, place=lab.machine()).startswith("ok"))(
+        asks(question))
 for question in ("fill /tmp 80", "inodes /tmp 9000", "fill /home/agent 40", "inodes /home/agent 4000", "fill /dev/shm 40", "inodes /dev/shm 4000"):
-    case(f"full: {question}", TMPFS)(asks(question, []))
+    case(f"full: {question}", TMPFS)(asks(question))
 
 # A workspace that is not what its card says. What refuses is how agentmachine goes there; the control goes by the path.
 

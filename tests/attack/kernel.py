@@ -6,12 +6,15 @@ Cases that begin with the name of a directive are the lines of a unit that harde
 
 import contextlib
 import pathlib
+import re
+import socket
 import subprocess
 import time
 
 from guards import FAMILIES, HostGuard, MachineGuard
-from layers import AGENT, GUEST_FILTER, NOT_ROOT, NSPAWN_FILTER, OWN_TREE, PRIVILEGE, UNIT_FILTER, Stance, answer, asks, asks_files, got_through
-from lab import run
+from layers import (AGENT, GUEST_FILTER, NOT_ROOT, NSPAWN_FILTER, OWN_TREE, PRIVILEGE, UNIT_FILTER, Stance, answer, asks, asks_files, reaches,
+                    user_limits_lifted)
+from lab import TOOLS, run
 from suite import case
 
 # System calls. Which of the filters refuses which was found by loading one alone; a guard that is no cover of a call is
@@ -27,12 +30,12 @@ for directive, call, guards in (
         ("ProtectKernelLogs", "syslog", (*TWO, PRIVILEGE)),
         ("ProtectHostname", "sethostname", (*TWO, PRIVILEGE)),
         ("ProtectHostname", "setdomainname", (*TWO, PRIVILEGE)),
-        ("ProtectClock", "clock_settime", (*ALL, PRIVILEGE)),
-        ("ProtectClock", "settimeofday", (*ALL, PRIVILEGE)),
+        ("ProtectClock", "clock_settime", ALL),
+        ("ProtectClock", "settimeofday", ALL),
         ("ProtectClock", "adjtimex", ALL),
         ("LockPersonality", "personality", ALL),
         ("RestrictRealtime", "sched-fifo", (*ALL, PRIVILEGE)),
-        ("SystemCallArchitectures", "call-32bit", ALL),
+        ("SystemCallArchitectures", "call-32bit", (GUEST_FILTER, UNIT_FILTER)),
         ("SystemCallFilter=~@module: kexec", "kexec_load", (*ALL, PRIVILEGE)),
         ("SystemCallFilter=~@reboot: kexec", "kexec_file_load", (*ALL, PRIVILEGE)),
         ("SystemCallFilter=~@reboot", "reboot", (*ALL, PRIVILEGE)),
@@ -50,10 +53,10 @@ for directive, call, guards in (
         ("SystemCallFilter=~@privileged", "quotactl", TWO),
         ("SystemCallFilter=~@privileged", "vhangup", (*TWO, PRIVILEGE)),
         ("SystemCallFilter=~@privileged", "open_by_handle_at", (*TWO, PRIVILEGE)),
-        ("SystemCallFilter=~@privileged", "fanotify_init 0 0", TWO),
-        ("beyond the unit: @debug", "ptrace", TWO),
+        ("SystemCallFilter=~@privileged", "fanotify_init 0 0", (*TWO, PRIVILEGE)),
+        ("beyond the unit: @debug", "ptrace", ALL),
         ("beyond the unit: @debug", "process_vm_readv", TWO),
-        ("beyond the unit: @debug", "pidfd_getfd", TWO),
+        ("beyond the unit: @debug", "pidfd_getfd", ALL),
         ("beyond the unit: @debug", "kcmp", TWO),
         ("beyond the unit: @debug", "perf_event_open", (*ALL, PRIVILEGE)),
         ("beyond the unit: @keyring", "add_key", TWO),
@@ -64,15 +67,16 @@ for directive, call, guards in (
         ("beyond the unit: programs in the kernel", "bpf", (*TWO, PRIVILEGE)),
         ("beyond the unit: page faults of one's own", "userfaultfd", TWO),
         ("beyond the unit: every file system of the host", "sync", (GUEST_FILTER,)),
-        ("beyond the unit: typing into a terminal", "tiocsti", (GUEST_FILTER,)),
-        ("beyond the unit: typing, with bits that the kernel ignores", "tiocsti 1", (GUEST_FILTER,)),
+        ("beyond the unit: typing into a terminal", "tiocsti", (GUEST_FILTER, PRIVILEGE)),
+        ("beyond the unit: typing, with bits that the kernel ignores", "tiocsti 1", (GUEST_FILTER, PRIVILEGE)),
         ("beyond the unit: pasting into a terminal", "tioclinux", (GUEST_FILTER,)),
         ("beyond the unit: a line discipline", "tiocsetd", (GUEST_FILTER,))):
-    case(f"{directive}: {call}", *guards)(asks(call))
+    case(f"{directive}: {call}", *guards)(reaches(call))
 
 for family, guards in (("inet6", (GUEST_FILTER, FAMILIES)), ("netlink raw", (GUEST_FILTER,)), ("alg seqpacket", (GUEST_FILTER, FAMILIES)),
-                       ("inet stream mptcp", (GUEST_FILTER,)), ("inet dgram icmp", (GUEST_FILTER,))):
-    case(f"RestrictAddressFamilies: {family}", *guards)(asks(f"socket {family}"))
+                       ("packet raw", (GUEST_FILTER, FAMILIES, PRIVILEGE)), ("vsock", (GUEST_FILTER, FAMILIES)),
+                       ("inet raw udp", (GUEST_FILTER, PRIVILEGE)), ("inet stream mptcp", (GUEST_FILTER,))):
+    case(f"RestrictAddressFamilies: {family}", *guards)(reaches(f"socket {family}"))
 
 
 # Memory that is written, then run
@@ -80,7 +84,7 @@ for family, guards in (("inet6", (GUEST_FILTER, FAMILIES)), ("netlink raw", (GUE
 STRICT = {"memory_deny_write_execute": True, "resource_limits": {"memory_mb": 256, "max_processes": 60, "cpu_quota_percent": 50}}
 WRITE_EXECUTE = MachineGuard("MemoryDenyWriteExecute", dropin="MemoryDenyWriteExecute=no\n")
 for call in ("mmap-wx", "mprotect-x", "shm-exec"):
-    case(f"MemoryDenyWriteExecute: {call}", WRITE_EXECUTE, card=STRICT)(asks(call, []))
+    case(f"MemoryDenyWriteExecute: {call}", WRITE_EXECUTE, card=STRICT)(asks(call))
 
 # The kernel's files: outside of the machine's own tree some of them are refused to all but root, the others to nobody.
 
@@ -104,15 +108,29 @@ for directive, question, guards in (
         ("ProtectControlGroups", "mkdir /sys/fs/cgroup/attack", (NOT_ROOT,))):
     case(f"{directive}: {question}", *guards)(asks_files(question))
 
-for path, what in (("/run/systemd/private", "systemd's own socket"), ("/run/systemd/journal/stdout", "the host's journal"),
-                   ("/run/systemd/userdb/io.systemd.DynamicUser", "systemd's users"), ("/run/udev/control", "udev's socket"),
-                   ("/nix/var/nix/daemon-socket/socket", "the Nix daemon")):
-    case(f"the host: {what}", OWN_TREE)(asks_files(f"connect-unix {path}"))
+for path, what, guards in (("/run/systemd/private", "systemd's own socket", BOTH), ("/run/systemd/journal/stdout", "its journal", (OWN_TREE,)),
+                           ("/run/systemd/userdb/io.systemd.Machine", "machined", (OWN_TREE,)),
+                           ("/run/systemd/io.systemd.Import", "systemd's downloads", (OWN_TREE,))):
+    case(f"the host: {what}", *guards)(asks_files(f"connect-unix {path}"))
+
+
+@case("the host: the Nix daemon", OWN_TREE)
+def _(lab):
+    path = pathlib.Path("/nix/var/nix/daemon-socket/socket")
+    with contextlib.ExitStack() as stack:
+        if not path.exists():  # one that listens stands in for it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(path))
+            stack.callback(path.unlink)
+            path.chmod(0o666)
+            listener.listen()
+        return answer(lab, f"connect-unix {path}").startswith("ok")
 
 
 @case("the machine's bus: PID 1 is asked to run something", NOT_ROOT)
 def _(lab):
-    return got_through(answer(lab, "connect-unix /run/dbus/system_bus_socket", FILES))
+    return answer(lab, "connect-unix /run/dbus/system_bus_socket").startswith("ok")
 
 
 # Other processes
@@ -156,16 +174,12 @@ def _(lab):
         process.wait()
 
 
-def shared_memory(lab, key):
-    return got_through(answer(lab, f"shmget {key} 4096 0"))
-
-
 @case("PrivateIPC: the host's shared memory is found", OWN_TREE)
 def _(lab):
     identifier = run("ipcmk", "--shmem", "4096", "--mode", "0666").split()[-1]
     key = next(line.split()[0] for line in run("ipcs", "--shmems").splitlines() if line.split()[1:2] == [identifier])
     try:
-        return shared_memory(lab, key)
+        return answer(lab, f"shmget {key} 4096 0").startswith("ok")
     finally:
         run("ipcrm", "--shmem-id", identifier)
 
@@ -241,27 +255,42 @@ def lifted(name, limit):
     return HostGuard(name, away)
 
 
-def nofile(machine, limit):
-    run("prlimit", "--pid", machine.leader, f"--nofile={limit}")
-
-
 @contextlib.contextmanager
 def many_files(lab):
     # What PID 1 has, those that it starts inherit.
     before = run("prlimit", "--pid", lab.attacker.leader, "--nofile", "--raw", "--noheadings", "--output", "SOFT,HARD").split()
-    nofile(lab.attacker, "100000:100000")
+    run("prlimit", "--pid", lab.attacker.leader, "--nofile=100000:100000")
     try:
         yield
     finally:
-        nofile(lab.attacker, ":".join(before))
+        run("prlimit", "--pid", lab.attacker.leader, f"--nofile={':'.join(before)}")
 
 
+def in_mounts(machine, *argv):
+    """busybox as root of the host in the machine's mount namespace."""
+    run("nsenter", f"--mount=/proc/{machine.leader}/ns/mnt", TOOLS + "busybox", *argv)
+
+
+@contextlib.contextmanager
+def many_terminals(lab):
+    line = next(line for line in pathlib.Path(f"/proc/{lab.attacker.leader}/mountinfo").read_text().splitlines() if " /dev/pts " in line)
+    before = line.split()[-1].removeprefix("rw,")
+    in_mounts(lab.attacker, "mount", "-o", "remount," + re.sub(r"max=\d+", "max=100000", before), "/dev/pts")
+    try:
+        yield
+    finally:
+        in_mounts(lab.attacker, "mount", "-o", f"remount,{before}", "/dev/pts")
+
+
+TERMINALS, INOTIFY = HostGuard("terminals of one machine", many_terminals), user_limits_lifted("inotify of one machine", "max_inotify_instances")
 TASKS, MEMORY = lifted("TasksMax", "pids.max"), lifted("MemoryMax", "memory.max")
 OPEN_FILES = HostGuard("LimitNOFILE", many_files)
 
-case("LimitNPROC: a fork bomb", TASKS, serial=True)(asks("forks 150", []))
-case("LimitNOFILE: descriptors", OPEN_FILES)(asks("files 3000", []))
-case("MemoryMax: a memory bomb", MEMORY, serial=True)(asks("memory 300", []))
+case("LimitNPROC: a fork bomb", TASKS, serial=True)(asks("forks 150"))
+case("LimitNOFILE: descriptors", OPEN_FILES)(asks("files 3000"))
+case("beyond the unit: the terminals of all machines", TERMINALS)(asks("ptys 200"))
+case("beyond the unit: the inotify instances of root of the host", INOTIFY, serial=True)(asks("inotify 60"))
+case("MemoryMax: a memory bomb", MEMORY, serial=True)(asks("memory 300"))
 
 
 @case("CPUQuota: more than its share", lifted("CPUQuota", "cpu.max"), card=STRICT, serial=True)
@@ -273,4 +302,4 @@ def _(lab):
 
 
 OOM_SCORE = HostGuard("the host's OOM score", plain_root)
-case("memory: the agent's processes are dearer than PID 1 to the OOM killer", OOM_SCORE)(asks("oom -1", []))
+case("memory: the agent's processes are dearer than PID 1 to the OOM killer", OOM_SCORE)(asks("oom -1"))

@@ -9,16 +9,16 @@ import pathlib
 import re
 import threading
 
-from guards import HostGuard, MachineGuard
-from lab import TOOLS, WORK, Place
-from suite import case
+from guards import FAMILIES, HostGuard, MachineGuard
+from lab import TOOLS, WORK, Place, run
 
 PROBE = TOOLS + "agentmachine-probe"
 AGENT = 65532
 
-# What a filter says in place of the kernel, or does. The probe's calls have arguments for which the kernel itself says
-# something else; that shows that a call got through to it.
-REFUSALS = ("EPERM", "EACCES", "ENOSYS", "EAFNOSUPPORT", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT", "SIG", "ENODATA")
+# What a filter says in place of the kernel, or does; ENOSPC is the limits of namespaces,
+# EIO that of TIOCSTI. The probe's calls have arguments
+# for which the kernel itself says something else; that shows that a call got through to it.
+REFUSALS = ("EPERM", "EACCES", "ENOSYS", "EAFNOSUPPORT", "ESOCKTNOSUPPORT", "EPROTONOSUPPORT", "SIG", "ENODATA", "ENOSPC", "EIO")
 
 # Filters
 
@@ -46,13 +46,14 @@ class Root(Place):
     """Root of the host in the host's namespaces, under those of the machine's filters that it has itself."""
 
     def __init__(self, lab, machine):
+        self.machine = machine
         away = guards_away(lab, machine)
         self.filtered = GUEST_FILTER not in away
         self.properties = []
         if NSPAWN_FILTER not in away:
             self.properties += lines(f"/run/systemd/nspawn/agent-{machine.id}.nspawn", ["SystemCallFilter"]) + ["SystemCallErrorNumber=EPERM"]
         dropin = f"/run/systemd/system/{machine.unit}.d/10-agentmachine.conf"
-        for guard, names in ((UNIT_FILTER, UNIT_FILTER_LINES), (SUID_FILTER, ["RestrictSUIDSGID"])):
+        for guard, names in ((UNIT_FILTER, UNIT_FILTER_LINES), (SUID_FILTER, ["RestrictSUIDSGID"]), (FAMILIES, ["RestrictAddressFamilies"])):
             if guard not in away:
                 self.properties += lines(dropin, names)
 
@@ -67,11 +68,36 @@ class Root(Place):
 
 @contextlib.contextmanager
 def as_root(lab):
-    lab.attacker = Root(lab, lab.attacker)
+    lab.attacker = Root(lab, getattr(lab.attacker, "machine", lab.attacker))
     yield
 
 
 PRIVILEGE = HostGuard("no privilege", as_root)
+
+
+
+def user_limit(machine, name, *value):
+    """A limit of the machine's user namespace (/proc/sys/user), read or written."""
+    script = f"echo {value[0]} >$0" if value else "cat $0"
+    return run("nsenter", f"--user=/proc/{machine.leader}/ns/user", "sh", "-c", script, f"/proc/sys/user/{name}").strip()
+
+
+def user_limits_lifted(title, *names):
+    @contextlib.contextmanager
+    def away(lab):
+        machine = getattr(lab.attacker, "machine", lab.attacker)
+        before = {name: user_limit(machine, name) for name in names}
+        for name in names:
+            user_limit(machine, name, 100000)
+        try:
+            yield
+        finally:
+            for name in names:
+                user_limit(machine, name, before[name])
+    return HostGuard(title, away)
+
+
+NAMESPACES = user_limits_lifted("no more namespaces", *[f"max_{kind}_namespaces" for kind in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")])
 
 # Where and who
 
@@ -97,7 +123,14 @@ def stance(**change):
         now = lab.attacker
         machine = getattr(now, "machine", now)
         lab.attacker = Stance(machine, **{"root": getattr(now, "root", False), "outside": getattr(now, "outside", False)} | change)
-        yield
+        # Root of the machine has no capability to pass where the workspace is its owner's alone.
+        workspace = WORK / machine.id
+        before = workspace.stat().st_mode & 0o777
+        workspace.chmod(before | (0o001 if change.get("root") else 0))
+        try:
+            yield
+        finally:
+            workspace.chmod(before)
     return away
 
 
@@ -124,18 +157,21 @@ def answer(lab, question, group=(), place=None):
         return known[question]
 
 
-def got_through(said):
-    return not said.startswith(REFUSALS)
-
-
 CALLS, FILES = [], []  # what is asked together
 
 
-def asks(question, group=CALLS):
-    """An attack that is one question."""
-    group.append(question)
-    return lambda lab: got_through(answer(lab, question, group))
+def reaches(call):
+    """An attack that is one system call: whether the kernel got it."""
+    CALLS.append(call)
+    return lambda lab: not answer(lab, call, CALLS).startswith(REFUSALS)
+
+
+def asks(question):
+    """An attack that is one question, asked alone for what it takes."""
+    return lambda lab: answer(lab, question).startswith("ok")
 
 
 def asks_files(question):
-    return asks(question, FILES)
+    """The same of many questions about files that are answered at once."""
+    FILES.append(question)
+    return lambda lab: answer(lab, question, FILES).startswith("ok")
