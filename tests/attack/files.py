@@ -1,17 +1,17 @@
 """Files: out of the workspace, into it from outside, more of them than there is room for, and what a person finds there."""
 
 import contextlib
-import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
 from guards import HostGuard, MachineGuard
 from lab import TOOLS, WORK, quiet, run
-from layers import (AGENT, GUEST_FILTER, NAMESPACES, NOT_ROOT, NSPAWN_FILTER, OWN_TREE, PRIVILEGE, SUID_FILTER, Stance, answer, asks, asks_files,
-                    reaches)
+from layers import (AGENT, GUEST_FILTER, NAMESPACES, NOT_ROOT, NSPAWN_FILTER, OWN_TREE, PRIVILEGE, STRICT, UNIT_FILTER, Stance, answer, asks,
+                    asks_files, in_mounts, mount_options, reaches)
 from suite import case
 
 BOTH = NOT_ROOT, OWN_TREE
@@ -38,7 +38,7 @@ for way, path in (("its own path", "{path}"), ("..", "/workspace/../{name}"), ("
         word = lab.token()
         place = WORK / f"outside-{word}"
         content = secret(place, 0o600)
-        return content in lab.attacker.sh(f"cat {path.format(path=place, name=place.name)}", directory=True)
+        return content in lab.attacker.sh(f"cat {path.format(path=place, name=place.name)}")
     case(f"read by {way}", OWN_TREE, NOT_ROOT)(attack)
 
 
@@ -157,7 +157,7 @@ DEVICES = MachineGuard("DeviceAllow", dropin="DeviceAllow=/dev/net/tun rw\n")
 case("PrivateDevices: /dev/net/tun", DEVICES)(reaches("read /dev/net/tun"))
 
 for way in ("open", "openat", "openat2", "creat", "tmpfile", "mknod", "mknodat", "chmod", "fchmod", "fchmodat", "fchmodat2"):
-    case(f"RestrictSUIDSGID: by {way}", GUEST_FILTER, SUID_FILTER)(reaches(f"setid-by {way} /tmp/attack-setid"))
+    case(f"RestrictSUIDSGID: by {way}", GUEST_FILTER, UNIT_FILTER)(reaches(f"setid-by {way} /tmp/attack-setid"))
 case("CapabilityBoundingSet=: a file that gives capabilities", PRIVILEGE)(reaches("setcap /tmp/attack-capability"))
 
 
@@ -175,7 +175,7 @@ def opened(lab):
 WORKSPACE_MODE = HostGuard("the workspace is its owner's", opened)
 
 
-@case("RestrictSUIDSGID: a setuid file of the agent's, run by another user of the host", GUEST_FILTER, SUID_FILTER, WORKSPACE_MODE)
+@case("RestrictSUIDSGID: a setuid file of the agent's, run by another user of the host", GUEST_FILTER, UNIT_FILTER, WORKSPACE_MODE)
 def _(lab):
     name = f"su-{lab.token()}"
     lab.attacker.sh(f"cp {TOOLS}agentmachine-probe {name} && echo mine >{name}.own && chmod 600 {name}.own; chmod 4755 {name}")
@@ -200,12 +200,26 @@ for call, guards in (("mount", TWO), ("umount2", TWO), ("pivot_root", (*TWO, PRI
 
 # Full
 
-LIMITED = {"resource_limits": {"memory_mb": 256, "max_processes": 60, "disk_mb": 32}}
 DISK = HostGuard("disk_mb", lambda lab: contextlib.nullcontext())
-TMPFS = MachineGuard("sizes of tmpfs", settings=((r",size=\d+M,nr_inodes=\d+", ""),))
+SCRATCH = "/tmp", "/home/agent", "/dev/shm"
+
+
+@contextlib.contextmanager
+def large_scratch(lab):
+    before = {where: re.search(r"size=\w+,nr_inodes=\d+", mount_options(lab.attacker, where))[0] for where in SCRATCH}
+    for where in SCRATCH:
+        in_mounts(lab.attacker, "mount", "-o", "remount,size=200m,nr_inodes=100000", where)
+    try:
+        yield
+    finally:
+        for where in SCRATCH:
+            in_mounts(lab.attacker, "mount", "-o", f"remount,{before[where]}", where)
+
+
+TMPFS = HostGuard("sizes of tmpfs", large_scratch)
 
 for question in ("fill /workspace 48", "inodes /workspace 6000"):
-    case(f"full: {question}", DISK, card=LIMITED, control=lambda lab, question=question: answer(lab, question, place=lab.machine()).startswith("ok"))(
+    case(f"full: {question}", DISK, card=STRICT, control=lambda lab, question=question: answer(lab, question, place=lab.machine()).startswith("ok"))(
         asks(question))
 for question in ("fill /tmp 80", "inodes /tmp 9000", "fill /home/agent 40", "inodes /home/agent 4000", "fill /dev/shm 40", "inodes /dev/shm 4000"):
     case(f"full: {question}", TMPFS)(asks(question))
@@ -214,7 +228,7 @@ for question in ("fill /tmp 80", "inodes /tmp 9000", "fill /home/agent 40", "ino
 
 BY_DESCRIPTOR = HostGuard("no links in its path", lambda lab: contextlib.nullcontext())
 NOT_ROOTS = HostGuard("not root's", lambda lab: contextlib.nullcontext())
-SYSTEM_PLACES = HostGuard("places of the system's", lambda lab: contextlib.nullcontext())
+PLAIN = HostGuard("plain paths", lambda lab: contextlib.nullcontext())
 
 
 class Site:
@@ -227,6 +241,7 @@ class Site:
         self.victim = self.place / "victim"
         self.victim.mkdir()
         self.content = secret(self.victim / "file")
+        os.chown(self.victim, 1500, 1500)
         self.workspace = self.place / "open" / "work"
         self.workspace.parent.mkdir()
 
@@ -284,6 +299,7 @@ def linked(site):
 
 def linked_above(site):
     (site.victim / "work").mkdir()
+    os.chown(site.victim / "work", 1500, 1500)
     secret(site.victim / "work" / "file")
     site.content = f"secret of {site.victim}/work/file"
     take_away(site.workspace.parent)
@@ -292,6 +308,7 @@ def linked_above(site):
 
 def root_owned(site):
     take_away(site.workspace)
+    os.chown(site.victim, 0, 0)
     site.victim.rename(site.workspace)
 
 
@@ -302,8 +319,8 @@ replaced("a workspace above which one becomes a link before the start", nothing,
 replaced("a workspace of root's, at create", root_owned, nothing, NOT_ROOTS)
 replaced("a workspace in whose place is one of root's at the start", nothing, root_owned, NOT_ROOTS)
 
-for name, spell in (("..", lambda site: f"{site.place}/open/../victim"), ("/proc/self/cwd", lambda site: f"/proc/{os.getpid()}/root{site.victim}"),
-                    ("a descriptor", lambda site: f"/proc/{os.getpid()}/fd/{os.open(site.victim, os.O_PATH)}"),
+for name, spell in (("..", lambda site: f"{site.place}/open/../victim"), ("/proc/PID/root", lambda site: f"/proc/{os.getpid()}/root{site.victim}"),
+                    ("/proc/PID/fd", lambda site: f"/proc/{os.getpid()}/fd/{os.open(site.victim, os.O_PATH)}"),
                     ("//", lambda site: f"//{site.victim}/."), ("a place of the system's", lambda site: "/run")):
     def attack(lab, spell=spell):
         site = Site(lab)
@@ -315,7 +332,7 @@ for name, spell in (("..", lambda site: f"{site.place}/open/../victim"), ("/proc
             return b"" != run("unshare", "--mount", "sh", "-c", "mount --bind /run /mnt && ls /mnt/agentmachine").encode()
         return site.bound(spell(site))
 
-    case(f"a workspace spelled by {name}", SYSTEM_PLACES, control=control)(attack)
+    case(f"a workspace spelled by {name}", PLAIN, control=control)(attack)
 
 
 @case("a workspace that becomes a link while the machine runs", HostGuard("mounted once", lambda lab: contextlib.nullcontext()), serial=True,
@@ -401,11 +418,16 @@ class Repository:
         (self.path / "file").write_text("other\n")
 
     def git(self, *argv, user=None, directory=None):
-        """As the workspace's owner, whom git trusts there; with a terminal's pager. Its end is no matter."""
+        """As the workspace's owner, whom git trusts there, and on a terminal. How it ends is no matter."""
         user = self.owner if user is None else user
-        subprocess.run(["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "git", "-C", str(directory or self.path), *argv],
-                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, timeout=30,
-                       env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "GIT_TERMINAL_PROMPT": "0", "GIT_PAGER_IN_USE": "1"})
+        ours, theirs = os.openpty()
+        try:
+            subprocess.run(["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "git", "-C", str(directory or self.path), *argv],
+                           stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.DEVNULL, check=False, timeout=60,
+                           env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "GIT_TERMINAL_PROMPT": "0", "TERM": "dumb"})
+        finally:
+            os.close(ours)
+            os.close(theirs)
 
     def ran(self):
         found = self.marker.exists()

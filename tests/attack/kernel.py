@@ -12,9 +12,9 @@ import subprocess
 import time
 
 from guards import FAMILIES, HostGuard, MachineGuard
-from layers import (AGENT, GUEST_FILTER, NOT_ROOT, NSPAWN_FILTER, OWN_TREE, PRIVILEGE, UNIT_FILTER, Stance, answer, asks, asks_files, reaches,
-                    user_limits_lifted)
-from lab import TOOLS, run
+from layers import (AGENT, GUEST_FILTER, NOT_ROOT, NSPAWN_FILTER, OWN_TREE, PRIVILEGE, PROBE, STRICT, UNIT_FILTER, Stance, answer, asks,
+                    asks_files, in_mounts, mount_options, passable, reaches, user_limits_lifted)
+from lab import quiet, run
 from suite import case
 
 # System calls. Which of the filters refuses which was found by loading one alone; a guard that is no cover of a call is
@@ -81,7 +81,6 @@ for family, guards in (("inet6", (GUEST_FILTER, FAMILIES)), ("netlink raw", (GUE
 
 # Memory that is written, then run
 
-STRICT = {"memory_deny_write_execute": True, "resource_limits": {"memory_mb": 256, "max_processes": 60, "cpu_quota_percent": 50}}
 WRITE_EXECUTE = MachineGuard("MemoryDenyWriteExecute", dropin="MemoryDenyWriteExecute=no\n")
 for call in ("mmap-wx", "mprotect-x", "shm-exec"):
     case(f"MemoryDenyWriteExecute: {call}", WRITE_EXECUTE, card=STRICT)(asks(call))
@@ -159,19 +158,23 @@ def _(lab):
         return lab.attacker.sh(f"kill -0 {pid}").status == 0
 
 
-@case("PrivateUsers: root of the machine is root of the host", OWN_TREE)
+@case("PrivateUsers: root of the machine is root of the host", OWN_TREE, serial=True)
 def _(lab):
     now = lab.attacker
     place = Stance(getattr(now, "machine", now), root=True, outside=getattr(now, "outside", False))
     seconds = f"20.{lab.token().split('x')[1]}"  # what it sleeps tells it from others
-    process = subprocess.Popen(place.command(["sleep", seconds]))
-    try:
-        while not (found := subprocess.run(["pgrep", "--full", f"^sleep {seconds}$"], stdout=subprocess.PIPE, check=False).stdout.split()):
-            time.sleep(0.1)
-        return pathlib.Path(f"/proc/{int(found[0])}").stat().st_uid == 0
-    finally:
-        subprocess.run(["pkill", "--full", f"^sleep {seconds}$"], check=False)
-        process.wait()
+    with passable(place.machine):
+        process = subprocess.Popen(place.command(["sleep", seconds]))
+        try:
+            found = []
+            while not found:
+                if process.poll() is not None:
+                    raise RuntimeError("it ended before it was found")
+                found = subprocess.run(["pgrep", "--full", f"^sleep {seconds}$"], stdout=subprocess.PIPE, check=False).stdout.split()
+            return pathlib.Path(f"/proc/{int(found[0])}").stat().st_uid == 0
+        finally:
+            quiet("pkill", "--full", f"^sleep {seconds}$")
+            process.wait()
 
 
 @case("PrivateIPC: the host's shared memory is found", OWN_TREE)
@@ -215,10 +218,11 @@ def _(lab):
     return int(status(lab, "CapBnd"), 16) | int(status(lab, "CapPrm"), 16) | int(status(lab, "CapEff"), 16) != 0
 
 
-@case("CapabilityBoundingSet=: one is left to root of the machine", CAPABILITIES)
+@case("CapabilityBoundingSet=: one is left to root of the machine", CAPABILITIES, serial=True)
 def _(lab):
     place = lab.attacker if isinstance(lab.attacker, Stance) else Stance(lab.attacker, root=True)
-    return "CapEff:\t0000000000000000" not in place.sh("cat /proc/self/status")
+    with passable(place.machine):
+        return "CapEff:\t0000000000000000" not in place.sh("cat /proc/self/status")
 
 
 @case("NoNewPrivileges: a process may gain some", CAPABILITIES)
@@ -226,12 +230,9 @@ def _(lab):
     return status(lab, "NoNewPrivs") != "1"
 
 
-KEPT = MachineGuard("DropCapability", settings=((r"^DropCapability=.*\n", ""),))
-
-
-@case("CapabilityBoundingSet=: PID 1 could have more than the five that it needs", KEPT)
+@case("CapabilityBoundingSet=: PID 1 could have more than the five that it needs", HostGuard("DropCapability", plain_root))
 def _(lab):
-    text = pathlib.Path(f"/proc/{lab.attacker.leader}/status").read_text()
+    text = pathlib.Path(f"/proc/{getattr(lab.attacker, 'leader', 1)}/status").read_text()
     return int(text.split("CapBnd:")[1].split()[0], 16) & ~0x1e1 != 0
 
 
@@ -266,15 +267,9 @@ def many_files(lab):
         run("prlimit", "--pid", lab.attacker.leader, f"--nofile={':'.join(before)}")
 
 
-def in_mounts(machine, *argv):
-    """busybox as root of the host in the machine's mount namespace."""
-    run("nsenter", f"--mount=/proc/{machine.leader}/ns/mnt", TOOLS + "busybox", *argv)
-
-
 @contextlib.contextmanager
 def many_terminals(lab):
-    line = next(line for line in pathlib.Path(f"/proc/{lab.attacker.leader}/mountinfo").read_text().splitlines() if " /dev/pts " in line)
-    before = line.split()[-1].removeprefix("rw,")
+    before = mount_options(lab.attacker, "/dev/pts")
     in_mounts(lab.attacker, "mount", "-o", "remount," + re.sub(r"max=\d+", "max=100000", before), "/dev/pts")
     try:
         yield
@@ -303,3 +298,22 @@ def _(lab):
 
 OOM_SCORE = HostGuard("the host's OOM score", plain_root)
 case("memory: the agent's processes are dearer than PID 1 to the OOM killer", OOM_SCORE)(asks("oom -1"))
+
+
+@contextlib.contextmanager
+def first_to_go(lab):
+    run("choom", "--pid", lab.attacker.leader, "--adjust", "1000")
+    yield  # the machine is gone afterwards
+    run("agentmachine", "start", lab.attacker.id)
+    lab.attacker._describe()
+
+
+PID_1_SCORE = HostGuard("PID 1's OOM score", first_to_go)
+
+
+@case("memory: PID 1 goes when the agent's processes take it all", PID_1_SCORE, serial=True,
+      card=STRICT)
+def _(lab):
+    # As dear as it can make itself.
+    lab.attacker.sh(f"echo 0 >/proc/self/oom_score_adj; exec {PROBE} memory 300")
+    return not quiet("systemctl", "is-active", lab.attacker.unit)

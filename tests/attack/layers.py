@@ -26,10 +26,9 @@ INIT = "/usr/lib/agentmachine/init"
 GUEST_FILTER = MachineGuard("PID 1's filter", settings=((rf"^BindReadOnly=.*:{INIT}$", f"BindReadOnly={WORK}/tools/agentmachine-init-open:{INIT}"),))
 NSPAWN_FILTER = MachineGuard("nspawn's filter", settings=((r"^SystemCallFilter=.*$", "SystemCallFilter=@known"),))
 UNIT_FILTER = MachineGuard("the unit's filter", dropin="SystemCallFilter=\nProtectClock=no\nProtectKernelModules=no\nLockPersonality=no\n"
-                                                       "RestrictRealtime=no\nSystemCallArchitectures=\n")
+                                                       "RestrictRealtime=no\nRestrictSUIDSGID=no\nSystemCallArchitectures=\n")
 UNIT_FILTER_LINES = ("SystemCallFilter", "SystemCallErrorNumber", "ProtectClock", "ProtectKernelModules", "LockPersonality",
-                     "RestrictRealtime", "SystemCallArchitectures")
-SUID_FILTER = MachineGuard("RestrictSUIDSGID", dropin="RestrictSUIDSGID=no\n")
+                     "RestrictRealtime", "RestrictSUIDSGID", "SystemCallArchitectures")
 
 
 def lines(path, names):
@@ -53,7 +52,7 @@ class Root(Place):
         if NSPAWN_FILTER not in away:
             self.properties += lines(f"/run/systemd/nspawn/agent-{machine.id}.nspawn", ["SystemCallFilter"]) + ["SystemCallErrorNumber=EPERM"]
         dropin = f"/run/systemd/system/{machine.unit}.d/10-agentmachine.conf"
-        for guard, names in ((UNIT_FILTER, UNIT_FILTER_LINES), (SUID_FILTER, ["RestrictSUIDSGID"]), (FAMILIES, ["RestrictAddressFamilies"])):
+        for guard, names in ((UNIT_FILTER, UNIT_FILTER_LINES), (FAMILIES, ["RestrictAddressFamilies"])):
             if guard not in away:
                 self.properties += lines(dropin, names)
 
@@ -97,7 +96,8 @@ def user_limits_lifted(title, *names):
     return HostGuard(title, away)
 
 
-NAMESPACES = user_limits_lifted("no more namespaces", *[f"max_{kind}_namespaces" for kind in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")])
+KINDS = "user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"
+NAMESPACES = user_limits_lifted("no more namespaces", *[f"max_{kind}_namespaces" for kind in KINDS])
 
 # Where and who
 
@@ -111,10 +111,27 @@ class Stance(Place):
     def command(self, argv):
         if not self.outside:
             return ["agentmachine", "exec", *(["--user", "root"] if self.root else []), self.machine.id, "--", *argv]
-        argv = [arg.replace(TOOLS, f"{WORK}/tools/").replace("/workspace", f"{WORK}/{self.machine.id}") for arg in argv]
+        argv = [self.translated(arg.replace(TOOLS, f"{WORK}/tools/")) for arg in argv]
         if self.root:
             return ["env", f"--chdir={WORK}/{self.machine.id}", *argv]
+        # Not in the workspace, which it could not enter.
         return ["setpriv", f"--reuid={AGENT}", f"--regid={AGENT}", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", *argv]
+
+    def translated(self, text):
+        """With the paths of where it is."""
+        return text.replace("/workspace", f"{WORK}/{self.machine.id}") if self.outside else text
+
+
+@contextlib.contextmanager
+def passable(machine):
+    """Root of the machine has no capability to pass where the workspace is its owner's alone."""
+    workspace = WORK / machine.id
+    before = workspace.stat().st_mode & 0o777
+    workspace.chmod(before | 0o001)
+    try:
+        yield
+    finally:
+        workspace.chmod(before)
 
 
 def stance(**change):
@@ -123,16 +140,27 @@ def stance(**change):
         now = lab.attacker
         machine = getattr(now, "machine", now)
         lab.attacker = Stance(machine, **{"root": getattr(now, "root", False), "outside": getattr(now, "outside", False)} | change)
-        # Root of the machine has no capability to pass where the workspace is its owner's alone.
-        workspace = WORK / machine.id
-        before = workspace.stat().st_mode & 0o777
-        workspace.chmod(before | (0o001 if change.get("root") else 0))
-        try:
+        with passable(machine) if change.get("root") else contextlib.nullcontext():
             yield
-        finally:
-            workspace.chmod(before)
     return away
 
+
+
+
+def in_mounts(machine, *argv):
+    """busybox as root of the host in a machine's mount namespace."""
+    run("nsenter", f"--mount=/proc/{machine.leader}/ns/mnt", TOOLS + "busybox", *argv)
+
+
+def mount_options(machine, where):
+    """What is mounted there in a machine was made with these."""
+    lines = pathlib.Path(f"/proc/{machine.leader}/mountinfo").read_text().splitlines()
+    return next(line for line in reversed(lines) if line.split()[4] == where).split()[-1].removeprefix("rw,")
+
+
+# The card of a machine with every limit.
+STRICT = {"memory_deny_write_execute": True,
+          "resource_limits": {"memory_mb": 256, "max_processes": 60, "cpu_quota_percent": 50, "disk_mb": 32}}
 
 NOT_ROOT = HostGuard("not root", stance(root=True))
 OWN_TREE = HostGuard("own namespaces", stance(outside=True))
@@ -149,9 +177,10 @@ def answer(lab, question, group=(), place=None):
         known = place.__dict__.setdefault("answers", {})
         if question not in known:
             asked = list(dict.fromkeys([question, *group]))
-            said = place.run(PROBE, "-", input="".join(f"{line}\n" for line in asked).encode(), timeout=120)
+            told = [place.translated(line) if hasattr(place, "translated") else line for line in asked]
+            said = place.run(PROBE, "-", input="".join(f"{line}\n" for line in told).encode(), timeout=120)
             given = said.out.decode().splitlines()
-            if [line.rpartition(": ")[0] for line in given] != asked:
+            if [line.rpartition(": ")[0] for line in given] != told:
                 raise RuntimeError(f"asked {len(asked)} questions: {said.out.decode()[-500:]} {said.err.decode()[-500:]}")
             known.update((line, text.rpartition(": ")[2]) for line, text in zip(asked, given))
         return known[question]
