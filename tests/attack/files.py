@@ -10,7 +10,7 @@ import subprocess
 
 from guards import HostGuard, MachineGuard
 from lab import TOOLS, WORK, quiet, run
-from layers import (AGENT, GUEST_FILTER, NAMESPACES, NOT_ROOT, NSPAWN_FILTER, OWN_TREE, PRIVILEGE, STRICT, UNIT_FILTER, Stance, answer, asks,
+from layers import (AGENT, GUEST_FILTER, NAMESPACES, NOT_ROOT, NSPAWN_FILTER, OWN_TREE, PRIVILEGE, SECRETS, STRICT, UNIT_FILTER, Stance, answer, asks,
                     asks_files, in_mounts, mount_options, reaches)
 from suite import case
 
@@ -30,25 +30,21 @@ def machine_of(lab):
 
 # Reading what is outside of the workspace. The file is in the directory that the workspace is in.
 
+OUTSIDE = WORK / "outside"
+SECRETS.append((OUTSIDE, 0o600))
+
 for way, path in (("its own path", "{path}"), ("..", "/workspace/../{name}"), ("many ..", "/workspace/../../../../../..{path}"),
                   ("/proc/self/root", "/proc/self/root{path}"), ("/proc/self/root and ..", "/proc/self/root/../../..{path}"),
                   ("/proc/1/root", "/proc/1/root{path}"), ("/proc/self/cwd", "/proc/self/cwd/../{name}"),
                   ("/proc/1/cwd", "/proc/1/cwd/..{path}"), ("/proc/thread-self/root", "/proc/thread-self/root{path}")):
-    def attack(lab, path=path):
-        word = lab.token()
-        place = WORK / f"outside-{word}"
-        content = secret(place, 0o600)
-        return content in lab.attacker.sh(f"cat {path.format(path=place, name=place.name)}")
-    case(f"read by {way}", OWN_TREE, NOT_ROOT)(attack)
+    case(f"read by {way}", OWN_TREE, NOT_ROOT)(asks_files(f"read {path.format(path=OUTSIDE, name=OUTSIDE.name)}"))
 
 
 @case("read by the descriptors of other processes", OWN_TREE, NOT_ROOT)
 def _(lab):
-    place = WORK / f"outside-{lab.token()}"
-    content = secret(place, 0o600)
     root = os.open("/", os.O_RDONLY)
     try:
-        return content in lab.attacker.sh(f'for f in /proc/[0-9]*/fd/*; do [ ! -e "$f{place}" ] || cat "$f{place}"; done')
+        return "found" in lab.attacker.sh(f'for f in /proc/[0-9]*/fd/*; do [ ! -e "$f{WORK}/tools" ] || echo found; done')
     finally:
         os.close(root)
 
@@ -80,19 +76,14 @@ for directive, question, guards in (
 for directive, where in (("ProtectHome", "/home"), ("ProtectHome", "/root"), ("InaccessiblePaths", "/mnt"), ("InaccessiblePaths", "/var/lib"),
                          ("TemporaryFileSystem", "/srv"), ("PrivateTmp", "/tmp"), ("PrivateTmp", "/var/tmp"), ("PrivateTmp", "/dev/shm"),
                          ("PrivateDevices", "/dev"), ("the host", "/run")):
-    def attack(lab, where=where):
-        path = pathlib.Path(where) / f"attack-{lab.token()}"
-        try:
-            return secret(path) in lab.attacker.sh(f"cat {path}")
-        finally:
-            path.unlink()
-    case(f"{directive}: read a file of {where}", OWN_TREE, *([NOT_ROOT] if where == "/root" else []))(attack)
+    SECRETS.append((pathlib.Path(where) / "attack-secret", 0o644))
+    case(f"{directive}: read a file of {where}", OWN_TREE, *([NOT_ROOT] if where == "/root" else []))(asks_files(f"read {where}/attack-secret"))
 
 
-@case("BindPaths: write anywhere but the workspace, /tmp, /dev/shm and the home", OWN_TREE)
+@case("BindPaths: write anywhere but the workspace, /tmp, /dev/shm, the home and message queues", OWN_TREE)
 def _(lab):
     wrote = lab.attacker.sh('while read -r _ at _; do (: >"$at/attack-x") 2>/dev/null && rm "$at/attack-x" && echo "$at"; done </proc/mounts')
-    return bool({line for line in wrote.out.decode().split() if line not in ("/workspace", "/tmp", "/dev/shm", "/home/agent")})
+    return bool({line for line in wrote.out.decode().split() if line not in ("/workspace", "/tmp", "/dev/shm", "/home/agent", "/dev/mqueue")})
 
 
 @case("PrivateUsers: a file of the host's user with the same number", OWN_TREE)

@@ -187,6 +187,7 @@ def answer(lab, question, group=(), place=None):
 
 
 CALLS, FILES = [], []  # what is asked together
+SECRETS = []  # files of root's on the host, there while files are asked for
 
 
 def reaches(call):
@@ -203,4 +204,13 @@ def asks(question):
 def asks_files(question):
     """The same of many questions about files that are answered at once."""
     FILES.append(question)
-    return lambda lab: answer(lab, question, FILES).startswith("ok")
+
+    def attack(lab):
+        with LOCK:
+            for path, mode in SECRETS:
+                if not path.exists():
+                    path.write_text("secret\n")
+                    path.chmod(mode)
+                    lab.cleanup.callback(path.unlink)
+        return answer(lab, question, FILES).startswith("ok")
+    return attack
