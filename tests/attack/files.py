@@ -500,13 +500,13 @@ for name, (way, command) in WAYS.items():
         return repository.ran()
     case(f"git: {name}", NO_GIT, control=control, serial=True)(lambda lab, name=name: looked(lab)[name].ran())
 
-DIFF = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.pager=cat", "diff", "--no-ext-diff", "--no-textconv")
-for name in ("core.fsmonitor", "core.fsmonitor in a file that is included", "a diff program", "a diff program by attribute", "a text converter", "a pager of one command"):
+DIFF = ("--no-pager", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "diff", "--no-ext-diff", "--no-textconv")
+for name in ("core.fsmonitor", "core.fsmonitor in a file that is included", "a diff program", "a diff program by attribute", "a text converter", "a pager", "a pager of one command"):
     way, command = WAYS[name]
 
     def attack(lab, way=way):
         repository = Repository(lab, way)
-        repository.git("--paginate", *DIFF)
+        repository.git(*DIFF)
         return repository.ran()
 
     def control(lab, way=way, command=command):
