@@ -448,9 +448,9 @@ def hook(name):
 def submodule(repository):
     inner = repository.path / "inner"
     repository.git("init", "--quiet", "inner")
-    repository.git("config", "core.fsmonitor", str(repository.script), directory=inner)
-    repository.git("-c", "protocol.file.allow=always", "-c", "user.name=x", "-c", "user.email=x@x.test", "commit", "--allow-empty", "-m", "x", directory=inner)
+    repository.git("-c", "user.name=x", "-c", "user.email=x@x.test", "commit", "--allow-empty", "--message=x", directory=inner)
     repository.git("add", "inner")
+    repository.git("config", "core.fsmonitor", str(repository.script), directory=inner)
 
 
 
@@ -501,7 +501,7 @@ for name, (way, command) in WAYS.items():
     case(f"git: {name}", NO_GIT, control=control, serial=True)(lambda lab, name=name: looked(lab)[name].ran())
 
 DIFF = ("--no-pager", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "diff", "--no-ext-diff", "--no-textconv")
-for name in ("core.fsmonitor", "core.fsmonitor in a file that is included", "a diff program", "a diff program by attribute", "a text converter", "a pager", "a pager of one command"):
+for name in ("core.fsmonitor", "core.fsmonitor in a file that is included", "core.fsmonitor of a submodule", "a diff program", "a diff program by attribute", "a text converter", "a pager", "a pager of one command"):
     way, command = WAYS[name]
 
     def attack(lab, way=way):

@@ -88,9 +88,11 @@ def user_limits_lifted(title, *names):
         before = {name: user_limit(machine, name) for name in names}
         for name in names:
             user_limit(machine, name, 100000)
+        machine.__dict__.pop("answers", None)  # they are others now
         try:
             yield
         finally:
+            machine.__dict__.pop("answers", None)
             for name in names:
                 user_limit(machine, name, before[name])
     return HostGuard(title, away)
@@ -170,19 +172,26 @@ OWN_TREE = HostGuard("own namespaces", stance(outside=True))
 LOCK = threading.Lock()
 
 
-def answer(lab, question, group=(), place=None):
-    """What the probe says to a question: "ok 0", an errno's name or a signal's. The others of its group are asked with it."""
-    place = place or lab.attacker
+def tell(place, questions):
+    """What the probe says there to each: "ok 0", an errno's name or a signal's."""
+    told = [place.translated(line) if hasattr(place, "translated") else line for line in questions]
+    said = place.run(PROBE, "-", input="".join(f"{line}\n" for line in told).encode(), timeout=120)
+    given = said.out.decode().splitlines()
+    if [line.rpartition(": ")[0] for line in given] != told:
+        raise RuntimeError(f"asked {len(told)} questions: {said.out.decode()[-500:]} {said.err.decode()[-500:]}")
+    return {question: line.rpartition(": ")[2] for question, line in zip(questions, given)}
+
+
+def answer(lab, question, place=None):
+    return tell(place or lab.attacker, [question])[question]
+
+
+def answer_of(lab, question, group):
+    """The same for one of a group, all of which are asked once in each state."""
     with LOCK:
-        known = place.__dict__.setdefault("answers", {})
+        known = lab.attacker.__dict__.setdefault("answers", {})
         if question not in known:
-            asked = list(dict.fromkeys([question, *group]))
-            told = [place.translated(line) if hasattr(place, "translated") else line for line in asked]
-            said = place.run(PROBE, "-", input="".join(f"{line}\n" for line in told).encode(), timeout=120)
-            given = said.out.decode().splitlines()
-            if [line.rpartition(": ")[0] for line in given] != told:
-                raise RuntimeError(f"asked {len(asked)} questions: {said.out.decode()[-500:]} {said.err.decode()[-500:]}")
-            known.update((line, text.rpartition(": ")[2]) for line, text in zip(asked, given))
+            known.update(tell(lab.attacker, list(dict.fromkeys(group))))
         return known[question]
 
 
@@ -193,7 +202,7 @@ SECRETS = []  # files of root's on the host, there while files are asked for
 def reaches(call):
     """An attack that is one system call: whether the kernel got it."""
     CALLS.append(call)
-    return lambda lab: not answer(lab, call, CALLS).startswith(REFUSALS)
+    return lambda lab: not answer_of(lab, call, CALLS).startswith(REFUSALS)
 
 
 def asks(question):
@@ -212,5 +221,5 @@ def asks_files(question):
                     path.write_text("secret\n")
                     path.chmod(mode)
                     lab.cleanup.callback(path.unlink)
-        return answer(lab, question, FILES).startswith("ok")
+        return answer_of(lab, question, FILES).startswith("ok")
     return attack
