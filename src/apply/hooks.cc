@@ -9,6 +9,7 @@
 
 #include "apply/apply.h"
 #include "system/api_key.h"
+#include "system/guest_limits.h"
 #include "system/host.h"
 #include "system/idmap.h"
 #include "system/machined.h"
@@ -139,6 +140,7 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
   auto record = readRunRecord(paths.runtime);
   if (!record) throw Error("connect " + machine.name().str() + ": the machine was not prepared");
   record->leader = Machined(systemd.bus()).leader(machine.name().str());
+  limitKernelObjects(record->leader);  // first: the payload waits for its network
   attachMachine(settings, machine, record->leader);
   writeRunRecord(paths.runtime, *record);
 }

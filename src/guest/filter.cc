@@ -7,12 +7,14 @@
 #include <memory>
 #include <string>
 
+#include <fcntl.h>
 #include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -47,8 +49,11 @@ constexpr Group allowed[] = {
     // Without chown and its kin (@privileged), name_to_handle_at, statmount, listmount; without sync, which
     // waits
     // for every file system of the host.
+    // openat2 passes its mode in memory, where a filter can't look. open, creat, mknod, chmod and their kin:
+    // see
+    // `arguments`.
     {"files and directories",
-     "open openat openat2 creat access faccessat faccessat2 stat fstat lstat newfstatat statx statfs fstatfs "
+     "open openat creat access faccessat faccessat2 stat fstat lstat newfstatat statx statfs fstatfs "
      "getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir link linkat symlink symlinkat readlink "
      "readlinkat "
      "rename renameat renameat2 unlink unlinkat mknod mknodat truncate ftruncate fallocate chmod fchmod "
@@ -108,7 +113,7 @@ constexpr Group allowed[] = {
 
 // For these, "there is no such call" makes callers take another.
 constexpr std::string_view pretendedMissing =
-    "clone3 futex_wait futex_wake futex_requeue file_getattr file_setattr";
+    "clone3 openat2 futex_wait futex_wake futex_requeue file_getattr file_setattr";
 
 constexpr std::array namespaceFlags = {CLONE_NEWNS,   CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC,
                                        CLONE_NEWUSER, CLONE_NEWPID,    CLONE_NEWNET};
@@ -197,6 +202,30 @@ std::vector<sock_filter> callFilter() {
   return filter.program();
 }
 
+/// No setuid and no setgid file, by any call. systemd's RestrictSUIDSGID= leaves out O_TMPFILE (257,
+/// seccomp_restrict_sxid). mkdir(2) ignores the bits.
+void addSetIdRules(Filter& filter) {
+  struct Call {
+    const char* name;
+    unsigned mode;  ///< which argument
+    bool opens;     ///< the mode counts where the argument before it says that a file is made
+  };
+  constexpr Call calls[] = {{"open", 2, true},    {"openat", 3, true},    {"creat", 1, false},
+                            {"mknod", 1, false},  {"mknodat", 2, false},  {"chmod", 1, false},
+                            {"fchmod", 1, false}, {"fchmodat", 2, false}, {"fchmodat2", 2, false}};
+  constexpr std::uint64_t making[] = {O_CREAT, O_TMPFILE & ~O_DIRECTORY};
+  for (const auto& [name, mode, opens] : calls) {
+    const int call = resolve(name);
+    if (call < 0) continue;  // of another architecture
+    for (const std::uint64_t bit : {S_ISUID, S_ISGID}) {
+      const auto set = argumentMasked(mode, bit, bit);
+      if (!opens) filter.add(SCMP_ACT_ERRNO(EPERM), call, {set});
+      for (const auto flag : making)
+        if (opens) filter.add(SCMP_ACT_ERRNO(EPERM), call, {argumentMasked(mode - 1, flag, flag), set});
+    }
+  }
+}
+
 std::vector<sock_filter> argumentFilter() {
   Filter filter(SCMP_ACT_ALLOW);
   const int clone = resolve("clone"), socket = resolve("socket"), pair = resolve("socketpair");
@@ -207,6 +236,8 @@ std::vector<sock_filter> argumentFilter() {
   // The kernel reads 32 bits of a request; comparing all 64 would let it pass with one of the others set.
   for (const auto request : refusedRequests)
     filter.add(SCMP_ACT_ERRNO(EPERM), resolve("ioctl"), {argumentMasked(1, UINT_MAX, request)});
+
+  addSetIdRules(filter);
 
   // AF_UNIX (1), and of AF_INET (2) TCP and UDP; what glibc looks up by netlink it does without.
   const std::uint32_t family = SCMP_ACT_ERRNO(EAFNOSUPPORT), type = SCMP_ACT_ERRNO(ESOCKTNOSUPPORT),

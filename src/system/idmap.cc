@@ -54,6 +54,8 @@ Fd mappedTree(int directory, const Fd& space) {
   if (!tree || !space) return {};
   mount_attr attributes{};
   attributes.attr_set = MOUNT_ATTR_IDMAP | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+  // Else what the host mounts below the directory later would show here, too (mount_namespaces(7)).
+  attributes.propagation = MS_PRIVATE;
   attributes.userns_fd = static_cast<std::uint64_t>(space.get());
   if (syscall(SYS_mount_setattr, tree.get(), "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0)
     return {};

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/audit.h>
 #include <linux/seccomp.h>
@@ -137,6 +138,29 @@ TEST(Filter, NoTypingIntoTerminals) {
     EXPECT_EQ(answer(SYS_ioctl, {0, request}), EPERM);
     EXPECT_EQ(answer(SYS_ioctl, {0, request | std::uint64_t{1} << 32}), EPERM);  // the kernel cuts it off
   }
+}
+
+TEST(Filter, NoSetuidFiles) {
+  constexpr std::uint64_t plain = 0755, uid = 04755, gid = 02755, high = std::uint64_t{1} << 32;
+  for (const long call : {SYS_fchmod, SYS_creat, SYS_chmod, SYS_mknod}) {
+    EXPECT_EQ(answer(call, {0, plain}), allowed) << call;
+    for (const auto mode : {uid, gid, uid | high}) EXPECT_EQ(answer(call, {0, mode}), EPERM) << call;
+  }
+  for (const long call : {SYS_fchmodat, SYS_fchmodat2, SYS_mknodat}) {
+    EXPECT_EQ(answer(call, {0, 0, plain}), allowed) << call;
+    for (const auto mode : {uid, gid}) EXPECT_EQ(answer(call, {0, 0, mode}), EPERM) << call;
+  }
+  for (const std::uint64_t flags : {O_CREAT | O_WRONLY, O_TMPFILE | O_RDWR}) {
+    EXPECT_EQ(answer(SYS_open, {0, flags, plain}), allowed);
+    EXPECT_EQ(answer(SYS_openat, {0, 0, flags, plain}), allowed);
+    for (const auto mode : {uid, gid}) {
+      EXPECT_EQ(answer(SYS_open, {0, flags, mode}), EPERM) << flags;
+      EXPECT_EQ(answer(SYS_openat, {0, 0, flags, mode}), EPERM) << flags;
+    }
+  }
+  // Where no file is made, whatever is in that register is no mode.
+  EXPECT_EQ(answer(SYS_openat, {0, 0, O_RDONLY | O_DIRECTORY, uid}), allowed);
+  EXPECT_EQ(answer(SYS_openat2, {0, 0, 0, 0}), ENOSYS);
 }
 
 TEST(Filter, SocketsAreLocalOrTcpOrUdp) {

@@ -18,8 +18,10 @@
 #include <asm/unistd.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <linux/capability.h>
 #include <linux/io_uring.h>
 #include <linux/keyctl.h>
+#include <linux/openat2.h>
 #include <linux/perf_event.h>
 #include <linux/reboot.h>
 #include <linux/userfaultfd.h>
@@ -42,6 +44,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "guest/filter.h"
@@ -140,8 +143,27 @@ long writePath(const Arguments& arguments) {
   return text.empty() ? 0 : write(fd, text.data(), text.size());
 }
 
+/// Removed again.
 long createPath(const Arguments& arguments) {
-  return openPath(need(arguments, 0, "a path"), O_WRONLY | O_CREAT | O_EXCL);
+  const std::string path = need(arguments, 0, "a path");
+  const long result = openPath(path, O_WRONLY | O_CREAT | O_EXCL);
+  if (result >= 0) unlink(path.c_str());
+  return result;
+}
+
+long makeDirectory(const Arguments& arguments) {
+  const std::string path = need(arguments, 0, "a path");
+  const long result = mkdir(path.c_str(), 0700);
+  if (result >= 0) rmdir(path.c_str());
+  return result;
+}
+
+/// A second name, which is removed again.
+long makeHardLink(const Arguments& arguments) {
+  const std::string path = need(arguments, 1, "two paths");
+  const long result = link(arguments[0].c_str(), path.c_str());
+  if (result >= 0) unlink(path.c_str());
+  return result;
 }
 
 /// Within a few seconds, whatever is at the other side.
@@ -210,6 +232,74 @@ long setIdBits(const Arguments& arguments) {
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0700);
   if (fd < 0) return -1;
   const long result = fchmod(fd, 06755);
+  const int code = errno;
+  unlink(path.c_str());
+  errno = code;
+  return result;
+}
+
+/// A setuid and setgid file, by one of the calls that can make one.
+long setIdBy(const Arguments& arguments) {
+  const std::string how = need(arguments, 0, "a way"), path = given(arguments, 1, "probe-setid");
+  const char* name = path.c_str();
+  constexpr mode_t file = 06755;
+  constexpr int make = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
+  open_how openHow{.flags = make, .mode = file, .resolve = 0};
+  long result = -1;
+  // Not by glibc's functions: they turn one call into another.
+  if (how == "open")
+    result = syscall(SYS_open, name, make, file);
+  else if (how == "openat")
+    result = syscall(SYS_openat, AT_FDCWD, name, make, file);
+  else if (how == "openat2")
+    result = syscall(SYS_openat2, AT_FDCWD, name, &openHow, sizeof openHow);
+  else if (how == "creat")
+    result = syscall(SYS_creat, name, file);
+  else if (how == "mknod")
+    result = syscall(SYS_mknod, name, S_IFREG | file, 0);
+  else if (how == "mknodat")
+    result = syscall(SYS_mknodat, AT_FDCWD, name, S_IFREG | file, 0);
+  else if (how == "tmpfile") {
+    const long fd = syscall(SYS_openat, AT_FDCWD, path.substr(0, path.rfind('/')).c_str(),
+                            O_TMPFILE | O_WRONLY | O_CLOEXEC, file);
+    result = fd < 0 ? -1
+                    : linkat(AT_FDCWD, ("/proc/self/fd/" + std::to_string(fd)).c_str(), AT_FDCWD, name,
+                             AT_SYMLINK_FOLLOW);
+  } else {
+    const int fd = open(name, make, 0700);
+    if (fd < 0) return -1;
+    if (how == "chmod")
+      result = syscall(SYS_chmod, name, file);
+    else if (how == "fchmod")
+      result = syscall(SYS_fchmod, fd, file);
+    else if (how == "fchmodat")
+      result = syscall(SYS_fchmodat, AT_FDCWD, name, file);
+    else if (how == "fchmodat2")
+      result = syscall(SYS_fchmodat2, AT_FDCWD, name, file, 0);
+    else
+      usage(how + ": no way to set the bits");
+  }
+  // A call may be obeyed but for these bits.
+  struct stat st{};
+  if (result >= 0 && (stat(name, &st) < 0 || !(st.st_mode & (S_ISUID | S_ISGID)))) {
+    errno = ENODATA;
+    result = -1;
+  }
+  const int code = errno;
+  if (unlink(name) < 0) rmdir(name);
+  errno = code;
+  return result < 0 ? -1 : 0;
+}
+
+/// A file that has CAP_SYS_ADMIN when it is run.
+long setCapability(const Arguments& arguments) {
+  const std::string path = given(arguments, 0, "probe-capability");
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0700);
+  if (fd < 0) return -1;
+  vfs_cap_data data{};
+  data.magic_etc = VFS_CAP_REVISION_2 | VFS_CAP_FLAGS_EFFECTIVE;
+  data.data[0].permitted = 1U << CAP_SYS_ADMIN;
+  const long result = fsetxattr(fd, "security.capability", &data, sizeof data, 0);
   const int code = errno;
   unlink(path.c_str());
   errno = code;
@@ -383,8 +473,13 @@ const Probe probes[] = {
     {"read", "PATH", readPath},
     {"write", "PATH [TEXT]", writePath},
     {"create", "PATH", createPath},
+    {"mkdir", "PATH", makeDirectory},
+    {"link", "OLD NEW", makeHardLink},
     {"setid", "[PATH]", setIdBits},
     {"device", "[PATH]", makeDevice},
+    {"setid-by", "open|openat|openat2|creat|tmpfile|mknod|mknodat|chmod|fchmod|fchmodat|fchmodat2 [PATH]",
+     setIdBy},
+    {"setcap", "[PATH]", setCapability},
     {"fill", "DIRECTORY MIB", fill},
     {"inodes", "DIRECTORY COUNT", inodes},
     // network
@@ -628,16 +723,24 @@ int probeLines() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Arguments arguments(argv + 1, argv + argc);
+  Arguments arguments(argv + 1, argv + argc);
   if (arguments.empty() || arguments[0] == "--help") {
     printf(
         "agentmachine-probe CALL [ARG...]: tries CALL and prints \"CALL: ok RESULT\", its errno's name, or "
         "the\n"
         "signal that ended it; exits with 0 if it succeeded, 1 if it was refused, 2 if it was not tried.\n"
+        "--filtered before it: under the filter that PID 1 gives its children.\n"
         "agentmachine-probe - reads one such line after the other; --list lists what is known. Any other "
         "CALL is\n"
         "the system call of that name; its arguments are numbers, or text after a '\"' or from a '/' on.\n");
     return arguments.empty() ? 2 : 0;
+  }
+  if (arguments[0] == "--filtered") {
+    // What PID 1 loads into each of its children, for a process that is not one of them.
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) usage("no-new-privileges");
+    agentmachine::load(agentmachine::makeSystemCallFilter());
+    arguments.erase(arguments.begin());
+    if (arguments.empty()) usage("--filtered goes before a CALL");
   }
   if (arguments[0] == "--list") {
     for (const auto& known : probes) printf("%s %s\n", known.name, known.arguments);
