@@ -497,9 +497,9 @@ def _(lab):
 # The end of a machine's time
 
 HOUR = {"ttl_seconds": 3600}
-SECONDS = {"ttl_seconds": 3, "command": ["sh", "-c", "trap '' TERM HUP INT; while :; do sleep 1000; done"]}
 # As if nothing had started the timer: our hook has, so it is stopped behind it.
-TIMER = MachineGuard("TTL's timer", dropin="ExecStartPost=+/bin/sh -c 'id=%i; systemctl stop agentmachine-expire@$${id#agent-}.timer'\n")
+UNTIMED = "ExecStartPost=+/bin/sh -c 'id=%i; systemctl stop agentmachine-expire@$${id#agent-}.timer'\n"
+TIMER = MachineGuard("TTL's timer", dropin=UNTIMED)
 ABSOLUTE = HostGuard("absolute monotonic deadline", lambda lab: contextlib.nullcontext())
 RESTARTING = MachineGuard("", dropin="Restart=always\nRestartSec=100ms\n")
 
@@ -640,36 +640,80 @@ for what, argv in (("systemctl start", ["systemctl", "start", "UNIT"]), ("machin
     case(f"TTL: none after {what}", TIMER, card=HOUR, serial=True)(attack)
 
 
-def ended(lab, unit, seconds):
-    """Waits for its end, so long at most."""
+@contextlib.contextmanager
+def untimed(lab):
+    lab.untimed = True
+    try:
+        yield
+    finally:
+        lab.untimed = False
+
+
+# The same, for machines that don't live long enough to be the lab's.
+SHORT_TIMER = HostGuard("TTL's timer", untimed)
+
+
+@contextlib.contextmanager
+def brief(lab, command):
+    """A machine that was started and has five seconds."""
+    identity = f"attack-{lab.token().rstrip('x')}"
+    machine, path = Unit(f"systemd-nspawn@agent-{identity}.service"), WORK / f"{identity}.json"
+    machine.id = identity
+    path.write_text(json.dumps({"agent_id": identity, "workspace": f"{WORK}/{identity}", "command": command, "ttl_seconds": 5}))
+    run("agentmachine", "create", str(path))
+    dropin = pathlib.Path(f"/etc/systemd/system/{machine.unit}.d/20-attack.conf")
+    if getattr(lab, "untimed", False):
+        dropin.parent.mkdir(parents=True)
+        dropin.write_text("[Service]\n" + UNTIMED)
+        run("systemctl", "daemon-reload")
+    try:
+        run("systemctl", "start", machine.unit)
+        yield machine
+    finally:
+        quiet("agentmachine", "stop", "--timeout", "0", identity)
+        quiet("agentmachine", "rm", "--workspace", identity)
+        shutil.rmtree(dropin.parent, ignore_errors=True)
+
+
+def becomes(lab, unit, states, seconds):
+    """Whether a unit comes into one of these states within the time."""
     deadline = time.monotonic() + seconds
-    while active(unit):
+    while ran("systemctl", "is-active", unit)[1].strip().decode() not in states:
         if time.monotonic() > deadline:
             return False
-        lab.pause(0.2)
+        lab.pause(0.05)
     return True
 
 
-@case("TTL: a payload that ignores its end", TIMER, card=SECONDS, serial=True)
-def _(lab):
-    run("agentmachine", "stop", "--timeout", "0", lab.attacker.id)
-    ran("systemctl", "start", lab.attacker.unit)
-    # PID 1 gives what is in the machine ten seconds.
-    return not ended(lab, lab.attacker.unit, 30)
+STUBBORN = ["sh", "-c", "trap '' TERM HUP INT; while :; do sleep 1000; done"]
 
 
-@case("TTL: started again at the tick", TIMER, card=SECONDS, serial=True)
+@case("TTL: a payload that ignores its end", SHORT_TIMER)
 def _(lab):
-    machine = lab.attacker
-    run("agentmachine", "stop", "--timeout", "0", machine.id)
-    ran("systemctl", "start", machine.unit)
-    deadline = time.monotonic() + 20
-    starts = 0
-    while time.monotonic() < deadline and starts < 40:
-        ran("systemctl", "start", machine.unit)
-        # A person may start it anew, but never without an end.
-        state = ran("systemctl", "is-active", machine.unit, timer_of(machine), f"agentmachine-expire@{machine.id}.service")[1].split()
-        if state[:1] == [b"active"] and b"active" not in state[1:] and b"activating" not in state[1:] and active(machine.unit) and not active(timer_of(machine)):
-            return not active(f"agentmachine-expire@{machine.id}.service") and not ended(lab, machine.unit, 25)
-        starts += 1
-    return False
+    with brief(lab, STUBBORN) as machine:
+        # PID 1 gives what is in the machine ten seconds.
+        return not becomes(lab, machine.unit, ("inactive", "failed"), 40 if not getattr(lab, "untimed", False) else 10)
+
+
+@case("TTL: a payload that has stopped itself", SHORT_TIMER)
+def _(lab):
+    with brief(lab, ["sh", "-c", "kill -STOP $$"]) as machine:
+        return not becomes(lab, machine.unit, ("inactive", "failed"), 40 if not getattr(lab, "untimed", False) else 10)
+
+
+for what, seconds in (("while it ends", 0), ("just before it ends", 4.5), ("over and over", None)):
+    def attack(lab, seconds=seconds):
+        with brief(lab, ["sh", "-c", "trap 'sleep 1; exit' TERM; sleep 1000 & wait"]) as machine:
+            if seconds is None:
+                deadline = time.monotonic() + 9
+                while time.monotonic() < deadline:
+                    quiet("systemctl", "start", machine.unit)
+            elif seconds:
+                lab.pause(seconds)
+            else:
+                becomes(lab, machine.unit, ("deactivating", "inactive", "failed"), 10)
+            quiet("systemctl", "start", machine.unit)
+            # A person may start it anew, but it is never without an end.
+            lab.pause(1.5)
+            return active(machine.unit) and not active(timer_of(machine)) and not becomes(lab, machine.unit, ("deactivating", "inactive", "failed"), 8)
+    case(f"TTL: started again {what}", SHORT_TIMER)(attack)
