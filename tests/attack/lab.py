@@ -33,6 +33,7 @@ PROXY_UNIT = "agentmachine-proxy.service"
 CONF = pathlib.Path("/etc/agentmachine/agentmachine.conf")
 WORK = pathlib.Path("/var/tmp/agentmachine-attack")
 TOOLS = "/workspace/.tools/"
+PARTS = []  # what a class adds to the lab: functions of it, called before its first machine is made
 
 run, inside, ip = world.run, world.inside, world.ip
 
@@ -435,6 +436,8 @@ class Lab:
         self._make_networks()
         self._make_servers()
         self._allow_override()
+        for part in PARTS:
+            part(self)
         self.attacker = self.machine()
         self._make_neighbour()
         self.edit_squid([])
