@@ -43,16 +43,14 @@ table bridge agentmachine {
 }
 
 table inet agentmachine {
-  # How many connections each machine may have at once, and how many it may begin in a second. The limit is part of the
-  # element, which matches when it is exceeded. The second also bounds what connections that are given up at once leave
-  # with the proxy, and how much of the log a machine can fill.
-  set connections { type ipv4_addr; flags dynamic; }
+  # How many connections each machine may begin in a second. The limit is part of the element, which matches when it is
+  # exceeded. It bounds what connections that are given up at once leave with the proxy, and how much of the log a
+  # machine can fill.
   set new_connections { type ipv4_addr; flags dynamic; }
 
   chain input {
     type filter hook input priority filter; policy accept;
     iifname $BRIDGE ct state new ip saddr @new_connections counter reject with tcp reset
-    iifname $BRIDGE ct state new ip saddr @connections counter reject with tcp reset
     iifname $BRIDGE ip daddr $GATEWAY tcp dport $SERVICES accept
     iifname $BRIDGE counter drop
     # The gateway is the host's address, and the host answers for it on every network it is in.
@@ -85,6 +83,14 @@ table inet agentmachine {
   chain allowed_private {
   }
 }
+
+# How many connections each machine may have at once: a chain for each, in a table of their own, which is not flushed
+# with the others. No element of a set: the kernel forgets one with "ct count" as soon as it counts nothing.
+add table inet agentmachine_connections
+add map inet agentmachine_connections machines { type ipv4_addr : verdict; }
+add chain inet agentmachine_connections input { type filter hook input priority filter - 1; policy accept; }
+flush chain inet agentmachine_connections input
+add rule inet agentmachine_connections input iifname $BRIDGE ct state new ip saddr vmap @machines
 )";
 
 /// Where the proxy may connect within the host and its networks: the settings' exceptions and the host's own
@@ -118,11 +124,19 @@ std::string element(std::string_view interface, std::string_view mac, Ipv4 addre
 }
 
 /// Deleting what is absent is an error to nft, adding what is present is none; nobody sees the state between.
-std::string deleteLimit(std::string_view set, Ipv4 address) {
-  const bool counts = set == "connections";
+std::string deletePace(Ipv4 address) {
   return std::format(
-      "add element inet agentmachine {0} {{ {1} {2} }}\ndelete element inet agentmachine {0} {{ {1} }}\n",
-      set, address.str(), counts ? "ct count over 1" : "limit rate over 1/second");
+      "add element inet agentmachine new_connections {{ {0} limit rate over 1/second }}\n"
+      "delete element inet agentmachine new_connections {{ {0} }}\n",
+      address.str());
+}
+
+/// The machine's chain, empty, and the way to it.
+std::string connectionsChain(Ipv4 address) {
+  return std::format(
+      "add chain inet agentmachine_connections of_{0}\nflush chain inet agentmachine_connections of_{0}\n"
+      "add element inet agentmachine_connections machines {{ {0} : jump of_{0} }}\n",
+      address.str());
 }
 
 }  // namespace
@@ -140,15 +154,19 @@ std::string renderNftTeardown() {
   return "add table bridge agentmachine\n"
          "delete table bridge agentmachine\n"
          "add table inet agentmachine\n"
-         "delete table inet agentmachine\n";
+         "delete table inet agentmachine\n"
+         "add table inet agentmachine_connections\n"
+         "delete table inet agentmachine_connections\n";
 }
 
 std::string renderNftElementAdd(std::string_view interface, std::string_view mac, Ipv4 address,
                                 std::uint64_t maxConnections) {
   // An element that is there keeps the limit it has, so it is deleted first.
-  return deleteLimit("connections", address) + deleteLimit("new_connections", address) +
-         std::format("add element inet agentmachine connections {{ {} ct count over {} }}\n", address.str(),
-                     maxConnections) +
+  return connectionsChain(address) +
+         std::format(
+             "add rule inet agentmachine_connections of_{} ct count over {} counter reject with tcp reset\n",
+             address.str(), maxConnections) +
+         deletePace(address) +
          std::format(
              "add element inet agentmachine new_connections {{ {0} limit rate over {1}/second burst {1} "
              "packets }}\n",
@@ -158,8 +176,11 @@ std::string renderNftElementAdd(std::string_view interface, std::string_view mac
 
 std::string renderNftElementDelete(std::string_view interface, std::string_view mac, Ipv4 address) {
   const std::string text = element(interface, mac, address);
-  return "add " + text + "delete " + text + deleteLimit("connections", address) +
-         deleteLimit("new_connections", address);
+  return "add " + text + "delete " + text + deletePace(address) + connectionsChain(address) +
+         std::format(
+             "delete element inet agentmachine_connections machines {{ {0} }}\n"
+             "delete chain inet agentmachine_connections of_{0}\n",
+             address.str());
 }
 
 }  // namespace agentmachine

@@ -94,7 +94,7 @@ bool bridgeIsUp(const Settings& settings) {
   return false;
 }
 
-/// Both of our tables, without counters' values and machines' elements; "" if one is missing.
+/// Our tables, without counters' values and machines' elements and chains; "" if one is missing.
 std::string listTables() {
   std::string text;
   for (const std::string family : {"bridge", "inet"}) {
@@ -103,7 +103,9 @@ std::string listTables() {
     if (result.status != 0) return "";
     text += result.output;
   }
-  return text;
+  const auto result =
+      runProcess({"nft", "--stateless", "list", "chain", "inet", "agentmachine_connections", "input"});
+  return result.status == 0 ? text + result.output : "";
 }
 
 /// The tables as nft lists them right after our rules were loaded, in a network namespace that goes again.
@@ -111,7 +113,7 @@ std::string listTables() {
 std::string listIntendedTables(const Settings& settings) {
   constexpr auto script =
       "nft -f - && for family in bridge inet; do nft --stateless --terse list table $family agentmachine || "
-      "exit; done";
+      "exit; done && nft --stateless list chain inet agentmachine_connections input";
   return runChecked({"unshare", "--net", "sh", "-c", script}, renderNftRuleset(settings));
 }
 

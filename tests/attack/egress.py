@@ -382,7 +382,7 @@ def _(lab):
 
 # The proxy itself
 
-for url, what in {"menu": b"Cache Manager Menu", "info": b"Start Time", "active_requests": b"Connection:", "mem": b"Pool"}.items():
+for url, what in {"menu": b"Cache Manager Menu", "info": b"Start Time", "active_requests": b"Connection: 0x", "mem": b"Pool"}.items():
     url_case(f"proxy management: {url}", f"http://agentmachine-proxy:{PROXY}/squid-internal-mgr/{url}", POLICY, MANAGEMENT, wanted=what)
 
 

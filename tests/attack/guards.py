@@ -130,7 +130,17 @@ def set_flushed(name):
         run("nft", "-f", "-", input=f"delete table inet agentmachine\n{saved}")
 
 
-CONNECTIONS = HostGuard("connection limit", lambda lab: set_flushed("connections"))
+@contextlib.contextmanager
+def uncounted(lab):
+    element = f"element inet agentmachine_connections machines {{ {lab.attacker.address}"
+    run("nft", f"delete {element} }}")
+    try:
+        yield
+    finally:
+        run("nft", f"add {element} : jump of_{lab.attacker.address} }}")
+
+
+CONNECTIONS = HostGuard("connection limit", uncounted)
 NEW_CONNECTIONS = HostGuard("limit of new connections", lambda lab: set_flushed("new_connections"))
 
 

@@ -134,24 +134,24 @@ def _(lab):
 
 # Without a packet socket
 
-@case("socket: bound to a neighbour's address", PORT_FILTER)
+@case("socket: bound to a neighbour's address", UNPRIVILEGED, PORT_FILTER)
 def _(lab):
     token = lab.token()
-    lab.attacker.wire("freebind", lab.neighbour.address, GATEWAY, PROXY, token)
+    lab.attacker.wire("udp-from", lab.neighbour.address, GATEWAY, PROXY, token)
     return lab.bridge.saw(token.encode())
 
 
-@case("socket: bound to nobody's address", PORT_FILTER)
+@case("socket: bound to nobody's address", UNPRIVILEGED, PORT_FILTER)
 def _(lab):
     token = lab.token()
-    lab.attacker.wire("freebind", STRANGER, GATEWAY, PROXY, token)
+    lab.attacker.wire("udp-from", STRANGER, GATEWAY, PROXY, token)
     return lab.bridge.saw(token.encode())
 
 
-@case("socket: bound to the gateway's address", PORT_FILTER)
+@case("socket: bound to the gateway's address", UNPRIVILEGED, PORT_FILTER)
 def _(lab):
     token = lab.token()
-    lab.attacker.wire("freebind", GATEWAY, GATEWAY, PROXY, token)
+    lab.attacker.wire("udp-from", GATEWAY, GATEWAY, PROXY, token)
     return lab.bridge.saw(token.encode())
 
 

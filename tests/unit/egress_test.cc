@@ -41,21 +41,27 @@ TEST(Nftables, ElementsAreCheckedAndDeletedIdempotently) {
   const Ipv4 address{0x0ad50002};
   const std::string element =
       "element bridge agentmachine agents { \"am-2\" . 02:00:0a:d5:00:02 . 10.213.0.2 }\n";
+  const std::string chain =
+      "add chain inet agentmachine_connections of_10.213.0.2\n"
+      "flush chain inet agentmachine_connections of_10.213.0.2\n"
+      "add element inet agentmachine_connections machines { 10.213.0.2 : jump of_10.213.0.2 }\n";
   const std::string forget =
-      "add element inet agentmachine connections { 10.213.0.2 ct count over 1 }\n"
-      "delete element inet agentmachine connections { 10.213.0.2 }\n"
       "add element inet agentmachine new_connections { 10.213.0.2 limit rate over 1/second }\n"
       "delete element inet agentmachine new_connections { 10.213.0.2 }\n";
   EXPECT_EQ(
       renderNftElementAdd("am-2", "02:00:0a:d5:00:02", address, 20),
-      forget +
-          "add element inet agentmachine connections { 10.213.0.2 ct count over 20 }\n"
+      chain +
+          "add rule inet agentmachine_connections of_10.213.0.2 ct count over 20 counter reject with tcp "
+          "reset\n" +
+          forget +
           "add element inet agentmachine new_connections { 10.213.0.2 limit rate over 20/second burst 20 "
           "packets }\n"
           "add " +
           element);
   EXPECT_EQ(renderNftElementDelete("am-2", "02:00:0a:d5:00:02", address),
-            "add " + element + "delete " + element + forget);
+            "add " + element + "delete " + element + forget + chain +
+                "delete element inet agentmachine_connections machines { 10.213.0.2 }\n"
+                "delete chain inet agentmachine_connections of_10.213.0.2\n");
   for (const auto* interface : {"eth0", "", "am-0123456789abc", "am-\"; flush", "am-*"})
     EXPECT_THROW(renderNftElementAdd(interface, "02:00:0a:d5:00:02", address, 20), Error) << interface;
   for (const auto* mac : {"", "02:00:0a:d5:00", "02:00:0a:d5:00:0g", "02:00:0a:d5:00:02 }"})

@@ -4,7 +4,7 @@
  *   wire tcp ADDRESS PORT                 connects and carries standard input and output
  *   wire udp ADDRESS PORT TEXT            sends a datagram; prints what comes back
  *   wire udp-lite ADDRESS PORT TEXT       the same by that protocol
- *   wire freebind SOURCE ADDRESS PORT TEXT  a datagram from an address that isn't the machine's (IP_FREEBIND)
+ *   wire udp-from SOURCE ADDRESS PORT TEXT  a datagram from an address that isn't the machine's (IP_TRANSPARENT)
  *   wire hold ADDRESS PORT N TEXT         opens N connections, says TEXT on each, prints how many worked
  *   wire ping ADDRESS                     an echo request, by whichever socket there is; prints "reply"
  *   wire raw ADDRESS PROTOCOL TEXT        an IP packet of any protocol
@@ -293,11 +293,11 @@ static int run(int argc, char** argv) {
       }
     }
   }
-  if (argc == 6 && !strcmp(verb, "freebind")) {
+  if (argc == 6 && !strcmp(verb, "udp-from")) {
     struct sockaddr_storage from;
     const socklen_t length = address(argv[2], "0", &from);
     const int fd = must(socket(from.ss_family, SOCK_DGRAM, 0), "socket"), on = 1;
-    must(setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &on, sizeof on), "IP_FREEBIND");
+    must(setsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &on, sizeof on), "IP_TRANSPARENT");
     must(bind(fd, (struct sockaddr*)&from, length), "bind");
     const socklen_t size = address(argv[3], argv[4], &to);
     must((int)sendto(fd, argv[5], strlen(argv[5]), 0, (struct sockaddr*)&to, size), "send");
