@@ -314,6 +314,5 @@ PID_1_SCORE = HostGuard("PID 1's OOM score", first_to_go)
 @case("memory: PID 1 goes when the agent's processes take it all", PID_1_SCORE, serial=True,
       card=STRICT)
 def _(lab):
-    # As dear as it can make itself.
-    lab.attacker.sh(f"echo 0 >/proc/self/oom_score_adj; exec {PROBE} memory 300")
-    return not quiet("systemctl", "is-active", lab.attacker.unit)
+    # As dear as it can make itself. If PID 1 is there afterwards, the probe could say what it died of.
+    return "SIGKILL" not in lab.attacker.sh(f"echo 0 >/proc/self/oom_score_adj; exec {PROBE} memory 300")
