@@ -5,7 +5,7 @@ import socket
 import struct
 
 from guards import CALL_FILTER, FAMILIES, ISOLATION, PORT_FILTER, UNPRIVILEGED
-from lab import GATEWAY, PROXY, run, world
+from lab import GATEWAY, PROXY, TOOLS, run, world
 from suite import case
 
 # Whoever can make frames needs a packet socket, and for that a family and a capability; the filter judges the frames.
@@ -155,19 +155,15 @@ def _(lab):
     return lab.bridge.saw(token.encode())
 
 
-for what, command in {
-        "another MAC for the interface": "link set host0 address 02:00:0a:d5:00:09",
-        "another address for the interface": "address add 10.213.0.9/16 dev host0",
-        "a default route": "route add default via 10.213.0.1 dev host0"}.items():
-    def attack(lab, command=command):
-        # By busybox's ip; taken back at once, where it worked.
-        mac = world.mac(lab.attacker.address)
-        undo = {"link": f"link set host0 address {mac}", "address": command.replace("add", "del"), "route": command.replace("add", "del")}
-        tool = "/workspace/.tools/busybox"
-        done = lab.attacker.run(tool, "ip", *command.split()).status == 0
+MAC = "ifconfig host0 hw ether {}"
+for what, do, undo in (
+        ("another MAC for the interface", MAC.format("02:00:0a:d5:00:09"), MAC),
+        ("another address for the interface", "ip address add 10.213.0.9/16 dev host0", "ip address del 10.213.0.9/16 dev host0"),
+        ("a default route", "ip route add default via 10.213.0.1 dev host0", "ip route del default via 10.213.0.1 dev host0")):
+    def attack(lab, do=do, undo=undo):
+        # Taken back at once, where it worked.
+        done = lab.attacker.run(TOOLS + "busybox", *do.split()).status == 0
         if done:
-            lab.attacker.run(tool, "ip", *undo[command.split()[0]].split())
-            if command.startswith("link"):
-                lab.attacker.run(tool, "ip", *"route replace 10.213.0.1 dev host0 scope link".split())
+            lab.attacker.run(TOOLS + "busybox", *undo.format(world.mac(lab.attacker.address)).split())
         return done
     case(f"configuration: {what}", UNPRIVILEGED, serial=True)(attack)
