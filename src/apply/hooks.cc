@@ -9,6 +9,7 @@
 
 #include "apply/apply.h"
 #include "system/api_key.h"
+#include "system/clock.h"
 #include "system/guest_limits.h"
 #include "system/host.h"
 #include "system/idmap.h"
@@ -105,6 +106,16 @@ std::string stateOf(const std::string& path) {
                      st.st_mtim.tv_nsec, st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
 }
 
+/// The TTL counts from the start that somebody asked for: what systemd restarts goes on with the deadline
+/// there was, which may have passed meanwhile.
+std::optional<std::chrono::microseconds> ttlDeadline(const Machine& machine, const MachinePaths& paths,
+                                                     Systemd& systemd) {
+  if (machine.card.ttl.count() == 0) return std::nullopt;
+  if (systemd.restarts(machine.name().unit()) > 0)
+    if (const auto last = readRunRecord(paths.runtime); last && last->ttlDeadline) return last->ttlDeadline;
+  return monotonicNow() + machine.card.ttl;
+}
+
 }  // namespace
 
 void prepareMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
@@ -128,11 +139,10 @@ void prepareMachine(const Settings& settings, const Machine& machine, Systemd& s
     const auto lock = lockKey(settings, machine);
     deliverKey(machine, paths, group);
   }
-  RunRecord record{.since = now(), .ttlDeadline = {}, .leader = 0};
-  if (machine.card.ttl.count() > 0)
-    record.ttlDeadline =
-        systemd.ensureTimer(paths.ttlTimer, "TTL of agent " + machine.card.id.str(), machine.card.ttl);
+  const RunRecord record{.since = now(), .ttlDeadline = ttlDeadline(machine, paths, systemd), .leader = 0};
   writeRunRecord(paths.runtime, record);
+  if (record.ttlDeadline)
+    systemd.startTimer(paths.ttlTimer, "TTL of agent " + machine.card.id.str(), *record.ttlDeadline);
 }
 
 void connectMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
@@ -158,12 +168,14 @@ void releaseMachine(const Settings& settings, const Machine& machine, const std:
   writeEndRecord(
       paths.runtime,
       {.at = now(), .expired = consumeExpiredMark(paths.runtime), .result = result, .status = status});
-  if (!machine.card.apiKeyFile) return;
-  // Last, and not at all costs: while the host goes down there may be no bus any more, and a watch that is
-  // left finds no running machine to deliver to. Not by Wants= and StopWhenUnneeded=: a failed unit keeps
-  // what it wants loaded, and its next start would watch the file of the last card.
+  // Last, and not at all costs: while the host goes down there may be no bus any more. A watch that is left
+  // finds no running machine to deliver to, a timer none to end, and the next start replaces both. Not by
+  // Wants= and StopWhenUnneeded=: a failed unit, and one whose next start is queued, keep what they want
+  // loaded, and the next run would have the watch or the deadline of the last, or none.
   try {
-    Systemd().stop(paths.keyWatch);
+    Systemd systemd;
+    systemd.stop(paths.ttlTimer);
+    if (machine.card.apiKeyFile) systemd.stop(paths.keyWatch);
   } catch (const Error& cause) {
     spdlog::warn("{}", cause.what());
   }

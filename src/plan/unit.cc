@@ -86,7 +86,6 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
       // checked by the prepare hook, which names the one that is missing.
       .set("Wants", "agentmachine-network.service agentmachine-proxy.service")
       .set("After", "agentmachine-network.service agentmachine-proxy.service");
-  if (machine.card.ttl.count() > 0) file.set("Wants", paths.ttlTimer);
   if (machine.allocation.workspaceImage)
     file.set("Requires", imageUnit(machine.card.workspace)).set("After", imageUnit(machine.card.workspace));
   file.section("Service").set("Slice", machineSlice);

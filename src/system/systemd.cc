@@ -47,7 +47,6 @@ Value managerProperty(sdbus::IConnection& bus, const std::string& name) {
   });
 }
 
-/// Throws sdbus::Error, for callers who know more of it.
 void startTransient(sdbus::IConnection& bus, const std::string& unit,
                     const std::vector<TransientProperty>& properties) {
   sdbus::ObjectPath job;
@@ -167,30 +166,38 @@ std::string Systemd::activeState(const std::string& unit) {
   return units.empty() ? "inactive" : units.front().active;
 }
 
-std::chrono::microseconds Systemd::ensureTimer(const std::string& timer, const std::string& description,
-                                               std::chrono::seconds after) {
+std::uint32_t Systemd::restarts(const std::string& unit) {
+  return translated("ask systemd for the restarts of " + unit, [&] {
+    sdbus::ObjectPath path;
+    manager(*bus_)
+        ->callMethod("GetUnit")
+        .onInterface(managerInterface)
+        .withArguments(unit)
+        .storeResultsTo(path);
+    return sdbus::createProxy(*bus_, service, path)
+        ->getProperty("NRestarts")
+        .onInterface("org.freedesktop.systemd1.Service")
+        .get<std::uint32_t>();
+  });
+}
+
+void Systemd::startTimer(const std::string& timer, const std::string& description,
+                         std::chrono::microseconds deadline) {
+  stop(timer);
   // OnStartupSec= counts from when systemd came up, so it is an absolute time.
   const std::chrono::microseconds startup(
       managerProperty<std::uint64_t>(*bus_, "UserspaceTimestampMonotonic"));
-  const auto deadline = monotonicNow() + after;
   // Whole milliseconds: that is what systemd keeps of it over a daemon-reload.
-  const auto fromStartup = static_cast<std::uint64_t>((deadline - startup).count()) / 1000 * 1000;
+  const auto fromStartup =
+      static_cast<std::uint64_t>(std::max((deadline - startup).count(), std::int64_t{1000})) / 1000 * 1000;
   using Timer = sdbus::Struct<std::string, std::uint64_t>;
-  const std::vector<TransientProperty> properties = {
-      {"Description", sdbus::Variant(description)},
-      {"TimersMonotonic", sdbus::Variant(std::vector<Timer>{{"OnStartupSec", fromStartup}})},
-      {"AccuracyUSec", sdbus::Variant(std::uint64_t{100'000})},
-      {"RemainAfterElapse", sdbus::Variant(false)},
-      {"StopWhenUnneeded", sdbus::Variant(true)},
-  };
-  try {
-    startTransient(*bus_, timer, properties);
-  } catch (const sdbus::Error& cause) {
-    // An automatic restart finds the timer of the first start running: that one counts.
-    if (cause.getName() != "org.freedesktop.systemd1.UnitExists")
-      throw Error("start " + timer + ": " + cause.getMessage());
-  }
-  return deadline;
+  translated("start " + timer, [&] {
+    startTransient(*bus_, timer,
+                   {{"Description", sdbus::Variant(description)},
+                    {"TimersMonotonic", sdbus::Variant(std::vector<Timer>{{"OnStartupSec", fromStartup}})},
+                    {"AccuracyUSec", sdbus::Variant(std::uint64_t{100'000})},
+                    {"RemainAfterElapse", sdbus::Variant(false)}});
+  });
 }
 
 void Systemd::startWatch(const std::string& path, const std::string& description, const std::string& file) {

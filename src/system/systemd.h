@@ -52,12 +52,14 @@ class Systemd {
   /// ActiveState of one unit; "inactive" if it is not loaded.
   std::string activeState(const std::string& unit);
 
-  /// Makes a transient timer that starts the service of its name once, `after` from now, and goes when
-  /// nothing wants it any more. Its deadline is absolute on the monotonic clock, so a daemon-reload doesn't
-  /// move it (systemd issue 31914: one with OnActiveSec= would start again). Does nothing if the timer is
-  /// active already. The deadline is returned, on CLOCK_MONOTONIC.
-  std::chrono::microseconds ensureTimer(const std::string& timer, const std::string& description,
-                                        std::chrono::seconds after);
+  /// How often systemd has restarted a service by itself since somebody asked for its start.
+  std::uint32_t restarts(const std::string& unit);
+
+  /// Makes a transient timer that starts the service of its name once, at `deadline` on CLOCK_MONOTONIC, at
+  /// once if that has passed. A daemon-reload doesn't move it (systemd issue 31914: one with OnActiveSec=
+  /// would start again). It ends when it is stopped; one of that name that is there is replaced.
+  void startTimer(const std::string& timer, const std::string& description,
+                  std::chrono::microseconds deadline);
 
   /// Makes a transient path unit that starts the service of its name whenever `file` was closed after
   /// writing, replaced, removed or made. It ends when it is stopped; one of that name that is there is

@@ -406,7 +406,7 @@ class Repository:
         self.git("add", "file")
         self.git("-c", "user.name=x", "-c", "user.email=x@x.test", "commit", "--quiet", "--message=x")
         way(self)
-        (self.path / "file").write_text("other\n")
+        (self.path / "file").write_text("next\n")
 
     def git(self, *argv, user=None, directory=None):
         """As the workspace's owner, whom git trusts there, and on a terminal. How it ends is no matter."""
@@ -465,7 +465,7 @@ WAYS = {
     "a diff program by attribute": (configured(("diff.x.command", "{script}"), attributes="* diff=x\n"), ("diff",)),
     "a text converter": (configured(("diff.x.textconv", "{script}"), attributes="* diff=x\n"), ("diff",)),
     "a pager": (configured(("core.pager", "{script}")), ("--paginate", "log")),
-    "a pager of one command": (configured(("pager.diff", "{script}")), ("--paginate", "diff")),
+    "a pager of one command": (configured(("pager.diff", "{script}")), ("diff",)),
     "an alias": (configured(("alias.st", "!{script}")), ("st",)),
     "a signature program": (configured(("gpg.program", "{script}"), ("log.showSignature", "true"), ("commit.gpgSign", "true"), ("user.name", "x"), ("user.email", "x@x.test")),
                             ("commit", "--allow-empty", "-m", "x")),

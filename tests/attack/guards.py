@@ -73,8 +73,8 @@ PROXY_FILTER = HostGuard("nft proxy_output", lambda lab: chain_away("inet", "pro
 @contextlib.contextmanager
 def route_added(lab):
     machine = getattr(lab.attacker, "machine", lab.attacker)
-    run(*machine.network("ip", "route", "add", "default", "via", GATEWAY, "dev", "host0"))
-    run(*machine.network("ip", "route", "add", "10.213.0.0/16", "dev", "host0", "scope", "link"))
+    run(*machine.network("ip", "route", "replace", "default", "via", GATEWAY, "dev", "host0"))
+    run(*machine.network("ip", "route", "replace", "10.213.0.0/16", "dev", "host0", "scope", "link"))
     try:
         yield
     finally:
