@@ -148,7 +148,9 @@ DEVICES = MachineGuard("DeviceAllow", dropin="DeviceAllow=/dev/net/tun rw\n")
 case("PrivateDevices: /dev/net/tun", DEVICES)(reaches("read /dev/net/tun"))
 
 for way in ("open", "openat", "openat2", "creat", "tmpfile", "mknod", "mknodat", "chmod", "fchmod", "fchmodat", "fchmodat2"):
-    case(f"RestrictSUIDSGID: by {way}", GUEST_FILTER, UNIT_FILTER)(reaches(f"setid-by {way} /tmp/attack-setid"))
+    # systemd's RestrictSUIDSGID= leaves out O_TMPFILE.
+    guards = (GUEST_FILTER,) if way == "tmpfile" else (GUEST_FILTER, UNIT_FILTER)
+    case(f"RestrictSUIDSGID: by {way}", *guards)(reaches(f"setid-by {way} /tmp/attack-setid"))
 case("CapabilityBoundingSet=: a file that gives capabilities", PRIVILEGE)(reaches("setcap /tmp/attack-capability"))
 
 
