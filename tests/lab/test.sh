@@ -19,6 +19,7 @@ lintPart() {
   mapfile -t files < <(sources)
   verdict clang-format clang-format --dry-run --Werror "${files[@]}" || status=1
   /src/tests/check-includes || status=1
+  /src/tests/check-docs || status=1
   mapfile -t files < <(shellScripts)
   for file in "${files[@]}"; do bash -n "$file" || { echo "not ok shell-syntax - $file"; status=1; }; done
   verdict shellcheck shellcheck --severity=warning --external-sources "${files[@]}" || status=1
