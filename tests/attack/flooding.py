@@ -30,7 +30,7 @@ for what, text in {"tunnels": TUNNEL, "kept connections": REQUEST, "connections 
     case(f"connections: {what}", CONNECTIONS, serial=True, card=FEW)(attack)
 
 
-@case("connections: begun and given up", NEW_CONNECTIONS, serial=True, card=FEW)
+@case("connections: begun and given up", CONNECTIONS, NEW_CONNECTIONS, serial=True, card=FEW)
 def _(lab):
     with lab.attacker.kept("hold", GATEWAY, PROXY, 100, "") as first_line:
         return int(first_line(30) or 0) > 90 or not works(lab)
