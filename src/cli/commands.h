@@ -25,7 +25,7 @@ void addExecCommand(CLI::App& app, int& status);
 void addHookCommand(CLI::App& app);
 void addImageCommand(CLI::App& app);
 void addListCommand(CLI::App& app);
-void addLogsCommand(CLI::App& app);
+void addLogsCommand(CLI::App& app, int& status);
 void addPlanCommand(CLI::App& app);
 void addRemoveCommand(CLI::App& app);
 void addRestartCommand(CLI::App& app);

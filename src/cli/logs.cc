@@ -1,15 +1,15 @@
+#include <iostream>
 #include <memory>
-
-#include <unistd.h>
 
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "system/host.h"
-#include "util/error.h"
+#include "util/process.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
-void addLogsCommand(CLI::App& app) {
+void addLogsCommand(CLI::App& app, int& status) {
   auto* command = app.add_subcommand("logs", "show what a machine's payload and its unit logged");
   auto id = std::make_shared<std::string>();
   auto follow = std::make_shared<bool>(false);
@@ -19,17 +19,17 @@ void addLogsCommand(CLI::App& app) {
   command->add_option("-n,--lines", *lines, "only the last lines")
       ->type_name("NUMBER")
       ->check(wholeNumber(0, 1'000'000'000));
-  command->callback([=] {
+  command->callback([=, &status] {
     requireRoot("logs");
     const Machine machine = findMachine(readSettings(), *id);
     std::vector<std::string> words = {"journalctl", "--unit=" + machine.name().unit()};
     if (*follow) words.emplace_back("--follow");
     if (*lines >= 0) words.push_back("--lines=" + std::to_string(*lines));
-    std::vector<char*> argv;
-    for (auto& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    execvp(argv[0], argv.data());
-    throw errnoError("run journalctl");
+    // journalctl lets through carriage returns, backspaces and what turns the direction of writing.
+    status = runLines(words, [](const std::string& line) {
+      std::cout << printable(line) << "\n" << std::flush;
+      return std::cout.good();
+    });
   });
 }
 

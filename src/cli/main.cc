@@ -49,7 +49,7 @@ int main(int argc, char** argv) {
   addExecCommand(app, status);
   addShellCommand(app, status);
   addAttachCommand(app, status);
-  addLogsCommand(app);
+  addLogsCommand(app, status);
   addAuditCommand(app);
   addAllowCommand(app);
   addDenyCommand(app);

@@ -31,6 +31,20 @@ bool drain(Fd& fd, std::string& into) {
   return true;
 }
 
+std::vector<char*> wordsOf(const std::vector<std::string>& argv) {
+  std::vector<char*> words;
+  for (const auto& word : argv) words.push_back(const_cast<char*>(word.c_str()));
+  words.push_back(nullptr);
+  return words;
+}
+
+int waitFor(pid_t pid) {
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
 }  // namespace
 
 ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view input, Errors errors) {
@@ -40,9 +54,7 @@ ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view 
   posix_spawn_file_actions_adddup2(&actions, in.read.get(), 0);
   posix_spawn_file_actions_adddup2(&actions, out.write.get(), 1);
   if (errors == Errors::collected) posix_spawn_file_actions_adddup2(&actions, err.write.get(), 2);
-  std::vector<char*> words;
-  for (const auto& word : argv) words.push_back(const_cast<char*>(word.c_str()));
-  words.push_back(nullptr);
+  const auto words = wordsOf(argv);
   pid_t pid = 0;
   const int failed = posix_spawnp(&pid, words[0], &actions, nullptr, words.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
@@ -67,11 +79,34 @@ ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view 
       if (n < 0 && errno != EAGAIN && errno != EINTR) in.write.reset();
     }
   }
-  int status = 0;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
-  result.status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+  result.status = waitFor(pid);
   return result;
+}
+
+int runLines(const std::vector<std::string>& argv, const std::function<bool(const std::string&)>& line) {
+  Pipe out = makePipe();
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, out.write.get(), 1);
+  const auto words = wordsOf(argv);
+  pid_t pid = 0;
+  const int failed = posix_spawnp(&pid, words[0], &actions, nullptr, words.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (failed) throw errnoError("run " + argv[0], failed);
+  out.write.reset();
+  std::string text;
+  for (bool more = true; more;) {
+    more = drain(out.read, text);
+    for (auto end = text.find('\n'); end != std::string::npos; end = text.find('\n')) {
+      const std::string first = text.substr(0, end);
+      text.erase(0, end + 1);
+      if (line(first)) continue;
+      kill(pid, SIGTERM);
+      return waitFor(pid);
+    }
+  }
+  if (!text.empty()) line(text);
+  return waitFor(pid);
 }
 
 std::string runChecked(const std::vector<std::string>& argv, std::string_view input) {

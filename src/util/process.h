@@ -1,5 +1,6 @@
 // Runs another program to its end. Never through a shell.
 #pragma once
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,5 +23,10 @@ ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view 
 
 /// As runProcess, but a status other than 0 throws Error: "PROGRAM: what it wrote to standard error".
 std::string runChecked(const std::vector<std::string>& argv, std::string_view input = {});
+
+/// Runs `argv` and calls `line` with each line of its output, without its end, as it comes, until it returns
+/// false: then the program is ended by SIGTERM. Standard input and error are ours. Returns its status, as in
+/// ProcessResult. Throws Error only if it can't be started.
+int runLines(const std::vector<std::string>& argv, const std::function<bool(const std::string& line)>& line);
 
 }  // namespace agentmachine

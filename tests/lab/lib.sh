@@ -68,6 +68,16 @@ runAtExit() {
 }
 trap runAtExit EXIT
 
+# settingsAside: the host has no settings of its own until the script ends. Before any atExit that removes others.
+settingsAside() {
+  local conf=/etc/agentmachine/agentmachine.conf
+  [[ -e $conf ]] || return 0
+  mv "$conf" "$conf.aside"
+  atExit systemctl restart agentmachine-proxy.service
+  atExit mv "$conf.aside" "$conf"
+  systemctl restart agentmachine-proxy.service
+}
+
 # A place in the journal, for awaitJournal and journalSince.
 journalCursor() {
   journalctl --quiet --lines=1 --output=export --output-fields=MESSAGE | sed -n 's/^__CURSOR=//p'

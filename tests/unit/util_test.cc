@@ -1,3 +1,4 @@
+#include <csignal>
 #include <filesystem>
 
 #include <gtest/gtest.h>
@@ -59,6 +60,19 @@ TEST(Text, PrintableKeepsTextAndShowsWhatATerminalWouldObey) {
   EXPECT_EQ(printable("\x1b[2J\r\x7f"), "\\u001b[2J\\u000d\\u007f");
   EXPECT_EQ(printable("\u009b1m\u202egpj\u200b"), "\\u009b1m\\u202egpj\\u200b");
   EXPECT_EQ(printable("\xff\xc3"), "\\xff\\xc3");
+}
+
+TEST(Process, LinesComeOneByOneAndMayBeEnough) {
+  std::vector<std::string> lines;
+  const auto keep = [&](const std::string& line) {
+    lines.push_back(line);
+    return true;
+  };
+  EXPECT_EQ(runLines({"printf", "a\\n\\nb"}, keep), 0);
+  EXPECT_EQ(lines, (std::vector<std::string>{"a", "", "b"}));
+  EXPECT_EQ(runLines({"yes"}, [](const std::string&) { return false; }), 128 + SIGTERM);
+  EXPECT_EQ(runLines({"sh", "-c", "exit 3"}, keep), 3);
+  EXPECT_THROW(runLines({"/no/such/program"}, keep), Error);
 }
 
 TEST(Process, CarriesInputOutputAndStatus) {
