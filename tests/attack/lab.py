@@ -100,6 +100,8 @@ class Place:
                 connection.connect(here)
             except OSError:
                 self.stop_server()
+                with contextlib.suppress(FileNotFoundError):  # of a place that is gone, whose id is this one's
+                    os.unlink(here)
                 self.server = subprocess.Popen(self.command([TOOLS + "wire", "serve", there]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
                 self.server.stdout.readline()
                 connection.connect(here)
