@@ -46,7 +46,8 @@ def add_provider(lab):
         path.chmod(0o400)
     authority = world.Authority(lab.certificates, "model-authority")
     tls = authority.context(MODEL_HOST)
-    trusted = WORK / "model-authority.pem"
+    # Not below /var/tmp: the proxy's unit has one of its own.
+    trusted = pathlib.Path("/run/agentmachine-attack.model-authority.pem")
     shutil.copy(authority.path, trusted)
     trusted.chmod(0o644)
     labs.ip(f"address add {MODEL}/32 dev lo\n", "attack-net")

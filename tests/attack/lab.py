@@ -589,7 +589,7 @@ def clean():
     if machines := [os.path.basename(path) for path in glob.glob("/var/lib/agentmachine/machines/attack-*")]:
         quiet("agentmachine", "rm", "--workspace", *machines)
     for path in [*glob.glob("/etc/systemd/system/systemd-nspawn@agent-attack-*.service.d"), f"/run/systemd/system/{PROXY_UNIT}.d/20-attack.conf",
-                 *glob.glob("/etc/systemd/nspawn/agent-attack-*"), "/run/agentmachine-attack.squid.conf"]:
+                 *glob.glob("/etc/systemd/nspawn/agent-attack-*"), *glob.glob("/run/agentmachine-attack.*")]:
         shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else pathlib.Path(path).unlink(missing_ok=True)
     for name in ("attack-net", "attack-lan"):
         quiet("ip", "netns", "delete", name)
