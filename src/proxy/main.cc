@@ -1,6 +1,7 @@
 // agentmachine-policy: squid asks it, for every request, what the machine at that address may do. It reads
 // policies and keys afresh each time, writes nothing, and never prints a key but to squid.
 #include <cerrno>
+#include <csignal>
 #include <format>
 #include <iostream>
 #include <map>
@@ -178,6 +179,9 @@ int main(int argc, char** argv) {
   }
   // A crash must not write keys to a core file, whoever collects those.
   (void)prctl(PR_SET_DUMPABLE, 0);
+  // systemd tells the whole unit to end; squid still asks while it does, and takes helpers that are gone for
+  // a fault.
+  (void)std::signal(SIGTERM, SIG_IGN);
   std::ios::sync_with_stdio(false);
   serve(mode, directories);
 }
