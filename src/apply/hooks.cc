@@ -55,7 +55,8 @@ void checkGuards(const Settings& settings, const Machine& machine, Systemd& syst
 /// The limit is there before anything can be written, whatever was done to directory and mounts since
 /// `create`.
 void checkWorkspaceLimit(const Settings& settings, const Machine& machine, int directory) {
-  const auto& [card, allocation] = machine;
+  const Card& card = machine.card;
+  const Allocation& allocation = machine.allocation;
   inContext("workspace " + card.workspace.str(), [&] {
     const std::string image = imagePath(settings, card.workspace);
     if (allocation.workspaceImage && !isImageMounted(directory, image))

@@ -34,6 +34,7 @@ std::optional<std::string> said(const std::vector<std::string>& argv) {
     auto result = runProcess(argv);
     if (result.status == 0) return std::move(result.output);
   } catch (const Error&) {
+    // It isn't there; who asked says what that means.
   }
   return std::nullopt;
 }

@@ -61,8 +61,9 @@ void startTransient(sdbus::IConnection& bus, const std::string& unit,
 
 SystemdVersion SystemdVersion::parse(std::string_view text) {
   SystemdVersion version;
-  const auto* end = text.data() + text.size();
-  const auto [next, error] = std::from_chars(text.data(), end, version.major);
+  const auto* const begin = text.data();
+  const auto* const end = begin + text.size();
+  const auto [next, error] = std::from_chars(begin, end, version.major);
   if (error == std::errc() && next != end && *next == '.') std::from_chars(next + 1, end, version.minor);
   return version;
 }
