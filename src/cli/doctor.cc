@@ -44,7 +44,7 @@ void printJson(const std::vector<Finding>& findings) {
 }
 
 std::string coloured(Level level) {
-  const std::string text(toString(level));
+  std::string text(toString(level));
   if (!useColour()) return text;
   const char* colour = level == Level::ok ? "\033[32m" : level == Level::warning ? "\033[33m" : "\033[31m";
   return colour + text + "\033[0m";
