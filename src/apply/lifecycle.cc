@@ -84,6 +84,15 @@ std::string mendTtl(const Settings& settings, const Machine& machine, const Rema
   }
 }
 
+/// There once machines were brought back after a boot, or a new one was made: from then on people start and
+/// stop them. In /run, so that it is gone after a boot.
+std::string bootedMark(const Settings& settings) {
+  return settings.runtimeDirectory + "/booted";
+}
+void markBooted(const Settings& settings) {
+  if (!std::filesystem::exists(bootedMark(settings))) writeFileAtomically(bootedMark(settings), "", 0644);
+}
+
 /// Workspaces that have an image, of machines or kept when one was removed.
 std::vector<AbsolutePath> keptImages(const Settings& settings) {
   std::vector<AbsolutePath> workspaces;
@@ -107,6 +116,7 @@ Machine createMachine(const Settings& settings, const Card& card, Systemd& syste
     const auto lock = lockState(settings);
     const Host host = snapshot(settings, {card});
     applyChange(planCreate(card, host), card, host, systemd);
+    markBooted(settings);
     return readMachine(settings, card.id).value();
   });
 }
@@ -252,9 +262,7 @@ void bringMachinesBack(const Settings& settings, Systemd& systemd,
       failures += "\n  " + workspace.str() + ": " + cause.what();
     }
   }
-  // In /run, so that it is gone after a boot.
-  const std::string booted = settings.runtimeDirectory + "/booted";
-  if (!std::filesystem::exists(booted)) {
+  if (!std::filesystem::exists(bootedMark(settings))) {
     for (const auto& [id, machine] : readMachines(settings)) {
       try {
         if (machine.card.autostart) systemd.enqueueStart(machine.name().unit());
@@ -262,7 +270,7 @@ void bringMachinesBack(const Settings& settings, Systemd& systemd,
         failures += "\n  " + id + ": " + cause.what();
       }
     }
-    writeFileAtomically(booted, "", 0644);
+    markBooted(settings);
   }
   if (!failures.empty()) throw Error("bring machines back:" + failures);
 }
