@@ -122,6 +122,8 @@ exportPart() {
     echo "# Sandboxes were decoded, but not judged by agent-sandbox's CustomResourceDefinitions: set LAB_CRDS"
   fi
   /src/tests/export/check "$decoder" "${crds[@]}" || status=1
+  /src/tests/export/units || status=1
+  /src/tests/export/oci "$LAB_STATE/build/src/cli/agentmachine" || status=1
   python3 /src/tests/export/proxy_test.py "$LAB_STATE/build/src/cli/agentmachine" || status=1
   return $status
 }
