@@ -47,8 +47,8 @@ std::string configOf(const AgentId& id) {
   return std::format("/{}{}/opencode.json", configs, id.str());
 }
 
-/// What comes after bwrap's options for namespaces.
-std::vector<std::string> sandbox(const Card& card, const BwrapOptions& options) {
+/// What comes after bwrap's options for namespaces; `key` is where the key is, if the agent is to have it.
+std::vector<std::string> sandbox(const Card& card, const BwrapOptions& options, const std::string& key) {
   const auto bytes = [](std::uint64_t mebibytes) { return std::to_string(mebibytes << 20); };
   const auto& limits = card.limits;
   std::vector<std::string> words = {"--die-with-parent",
@@ -91,7 +91,7 @@ std::vector<std::string> sandbox(const Card& card, const BwrapOptions& options) 
                                     configOf(card.id),
                                     "/etc/opencode/opencode.json"};
   if (card.apiKeyFile && card.apiKeyDelivery == KeyDelivery::credential)
-    append(words, {"--ro-bind", "${CREDENTIALS_DIRECTORY}/api-key", std::string(agentKeyFile)});
+    append(words, {"--ro-bind", key, std::string(agentKeyFile)});
   words.emplace_back("--clearenv");
   for (const auto& [name, value] : machineEnvironment(card, egressOf(card)))
     append(words, {"--setenv", name, value});
@@ -156,7 +156,7 @@ std::string agentDropIn(const Card& card, const BwrapOptions& options) {
   // Without --unshare-net: the unit's network namespace is private already, and has the proxy's sockets.
   std::vector<std::string> command = {"/usr/bin/bwrap", "--unshare-user", "--unshare-ipc",
                                       "--unshare-pid",  "--unshare-uts",  "--unshare-cgroup"};
-  append(command, sandbox(card, options));
+  append(command, sandbox(card, options, "${CREDENTIALS_DIRECTORY}/api-key"));
   IniFile file;
   file.comment("Rendered by agentmachine from the card of " + card.id.str() + ".")
       .section("Service")
@@ -272,7 +272,7 @@ void addCard(ExportedFiles& result, const Card& card, const BwrapOptions& option
 
 std::vector<std::string> bwrapCommand(const Card& card, const BwrapOptions& options) {
   std::vector<std::string> command = {"bwrap", "--unshare-all"};
-  append(command, sandbox(card, options));
+  append(command, sandbox(card, options, card.apiKeyFile ? card.apiKeyFile->str() : ""));
   return command;
 }
 

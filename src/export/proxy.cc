@@ -197,9 +197,8 @@ std::string renderProxyConf(const Card& card, const ProxyPlaces& places) {
   if (policy.broker) {
     const Url& url = policy.broker->upstream;
     const bool usual = url.port == (url.tls ? 443 : 80);
-    text += std::format("http_port {}{} accel defaultsite={}{} no-vhost{} name=broker\n", listen,
-                        exportedBrokerPort, url.host, usual ? "" : std::format(":{}", url.port),
-                        url.tls ? " protocol=HTTPS" : "");
+    text += std::format("http_port {}{} accel defaultsite={}{} no-vhost name=broker\n", listen,
+                        exportedBrokerPort, url.host, usual ? "" : std::format(":{}", url.port));
   }
   text += "tls_outgoing_options min-version=1.2\n" + std::string(squidBase()) + "\n";
   text += policy.broker ? "acl broker_port myportname broker\n" : "acl broker_port any-of !all\n";

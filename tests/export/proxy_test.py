@@ -167,10 +167,14 @@ same('broker-strips-keys', request and request.all('x_llm-key') + request.all('a
 same('broker-keeps-path', request and request.start, 'POST /openai/v1/chat/completions HTTP/1.1')
 same('broker-names-provider', request and request.all('host'), ['llm.fake.test'])
 for name, path in {'other-path': '/other', 'dots': '/openai/v1/../../admin', 'escape': '/openai/v1/%2e%2e/x',
-                   'key-in-query': '/openai/v1/models?key=mine', 'other-host': 'http://web.fake.test/openai/v1/models'}.items():
+                   'key-in-query': '/openai/v1/models?key=mine'}.items():
     same('broker-refuses-' + name, broker(path, 'GET')[0], 403)
 same('broker-refuses-method', broker('/openai/v1/x', 'DELETE')[0], 403)
 verdict('export-proxy-broker-passed-none-of-these', llm.last() is None, 'the provider was asked')
+# Whatever host is named, it is the provider that is asked.
+same('broker-knows-one-host', broker('http://web.fake.test/openai/v1/models', 'GET'), (200, b'from llm'))
+request = llm.last()
+same('broker-names-provider-then-too', request and request.all('host'), ['llm.fake.test'])
 connections = [socket.create_connection(('127.0.0.1', 3128)) for _ in range(6)]
 same('refuses-too-many-connections', get('http://plain.fake.test/')[0], 403)
 for connection in connections:
