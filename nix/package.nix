@@ -15,6 +15,7 @@
   libarchive,
   openssl,
   spdlog,
+  prometheus-cpp,
   squid,
   coreutils,
   iproute2,
@@ -42,6 +43,7 @@ stdenv.mkDerivation {
     libarchive
     openssl
     spdlog
+    prometheus-cpp
   ];
   mesonFlags = [
     "-Dinit=false"
