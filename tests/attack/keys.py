@@ -98,7 +98,6 @@ STRIPPED = ProxyRule("agent's own key is taken out", ((r"^request_header_access 
 NOT_LOGGED = ProxyRule("no key in the log", ((r"%#note\{reason\}", "%note{api_key}"),))
 NO_LOG = ProxyRule("no log of squid's own", ((r"^cache_log /dev/null", "cache_log /tmp/attack.log"),))
 NO_DEBUGGING = ProxyRule("no debugging", ((r"^debug_options .*", "debug_options ALL,1 84,9 11,2"),))
-NO_CACHE = ProxyRule("no cache", ((r"^cache deny all", "cache allow all"),))
 
 
 @contextlib.contextmanager
@@ -213,8 +212,6 @@ leak("arguments, as an ordinary user of the host sees them", lambda lab: output(
 leak("environment of the machine's processes", lambda lab: lab.attacker.sh("cat /proc/[0-9]*/environ /proc/self/environ").out)
 leak("arguments of the machine's processes", lambda lab: lab.attacker.sh("cat /proc/[0-9]*/cmdline").out)
 leak("environment of a new command", lambda lab: lab.attacker.run("env").out)
-leak("environment of PID 1, as the machine's root",
-     lambda lab: output("agentmachine", "exec", "-u", "root", lab.attacker.id, "--", "cat", "/proc/1/environ"))
 leak("files in the machine", lambda lab: lab.attacker.sh(f"{TOOLS}{SEARCH} /etc /home /run /tmp /var /workspace 2>/dev/null").out)
 leak("files of opencode's settings", lambda lab: lab.attacker.sh(f"{TOOLS}{SEARCH} /run/agentmachine /etc/opencode \"$HOME\" 2>/dev/null").out)
 leak("journal", lambda lab: output("journalctl", "--quiet", "--output=export", f"--since={lab.since}"))
@@ -429,16 +426,6 @@ for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND"):
     case(f"astray: the method {method}", STRICT_BROKER, card=AGENT)(attack)
 
 
-@case("astray: a request hidden in another's body", STRICT_BROKER, card=AGENT)
-def _(lab):
-    token = lab.token()
-    hidden = f"0\r\n\r\nDELETE /v1/hidden/{token} HTTP/1.1\r\nHost: x\r\n\r\n"
-    lab.attacker.send(f"POST /models HTTP/1.1\r\nHost: broker\r\nContent-Length: {len(hidden)}\r\nTransfer-Encoding: chunked\r\n"
-                      f"Connection: close\r\n\r\n{hidden}".encode(), BROKER)
-    lab.pause(0.5)
-    return bool(lab.provider.saw(token))
-
-
 # Used by somebody else
 
 def victims_key_was_used(lab, token):
@@ -459,13 +446,6 @@ def _(lab):
     lab.attacker.send(f"PROXY TCP4 {victim(lab).address} {GATEWAY} 4000 {BROKER}\r\nGET /models/{token} HTTP/1.1\r\nHost: broker\r\n"
                       "Connection: close\r\n\r\n".encode(), BROKER)
     return victims_key_was_used(lab, token)
-
-
-@case("another's key: an answer from the cache that it has paid for", NO_CACHE, card=AGENT)
-def _(lab):
-    path = f"/cached/{lab.token()}"
-    victim(lab).get(path, BROKER)
-    return KEYS["victim"].encode() in lab.attacker.get(path, BROKER)
 
 
 @case("another's key: from another's address", PORT_FILTER, card=AGENT, serial=True)
