@@ -26,7 +26,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto least = lines(renderNftRuleset({})), most = least + 1;
   const auto rules = lines(renderNftRuleset(settings));
   require(rules == least || rules == most);
-  const auto squid = renderSquidConf(settings, {.helper = "/h", .certificate = "/c"});
+  const auto squid =
+      renderSquidConf(settings, {.helper = "/h", .auditor = "/a", .certificate = "/c", .errorPages = "/e"});
   require(std::ranges::none_of(squid, [](unsigned char c) { return c < 0x20 && c != '\n' && c != '\t'; }));
   return 0;
 }
