@@ -235,7 +235,7 @@ class Site:
         self.victim.mkdir()
         self.content = secret(self.victim / "file")
         os.chown(self.victim, 1500, 1500)
-        self.workspace = self.place / "open" / "work"
+        self.workspace = self.place / "open" / "inner"
         self.workspace.parent.mkdir()
 
     def agentmachine(self, *argv):
@@ -291,10 +291,10 @@ def linked(site):
 
 
 def linked_above(site):
-    (site.victim / "work").mkdir()
-    os.chown(site.victim / "work", 1500, 1500)
-    secret(site.victim / "work" / "file")
-    site.content = f"secret of {site.victim}/work/file"
+    (site.victim / "inner").mkdir()
+    os.chown(site.victim / "inner", 1500, 1500)
+    secret(site.victim / "inner" / "file")
+    site.content = f"secret of {site.victim}/inner/file"
     take_away(site.workspace.parent)
     site.workspace.parent.symlink_to("victim")
 
@@ -369,7 +369,7 @@ def removed(name, plant, naive):
 
 def linked_parent(site):
     site.victim.rename(site.place / "away")
-    site.victim = site.place / "away" / "work"
+    site.victim = site.place / "away" / "inner"
     (site.place / "away" / "file").unlink()
     site.victim.mkdir()
     secret(site.victim / "file")
