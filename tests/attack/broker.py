@@ -8,11 +8,10 @@ import posixpath
 import re
 import socket
 import ssl
-import threading
 import urllib.parse
 
 from lab import BROKER, GATEWAY, world
-from naive import read_head, relay
+from naive import Server, read_head, relay
 
 MODEL, MODEL_HOST = "192.0.2.20", "model.fake.test"
 
@@ -33,8 +32,6 @@ class Provider(world.Server):
         if "redirect" in request.start:
             token = request.start.split()[1].rsplit("/", 1)[-1]
             status, more = "302 Found", f"Location: http://evil.test/taken/{token}\r\n"
-        elif "cached" in request.start:
-            more, body = "Cache-Control: public, max-age=600\r\n", "paid for by " + " ".join(request.all("x-api-key"))
         elif request.start.startswith("TRACE"):
             body = head
         connection.sendall(f"HTTP/1.1 {status}\r\n{more}Content-Length: {len(body)}\r\n\r\n{body}".encode())
@@ -44,24 +41,12 @@ class Provider(world.Server):
         return [request for request in list(self.seen) if token in request.start]
 
 
-class Broker:
+class Broker(Server):
     """`keys` says what key belongs to an address."""
 
     def __init__(self, lab, keys):
-        self.lab, self.keys = lab, keys
-        self.listener = socket.create_server((GATEWAY, BROKER))
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self):
-        # shutdown, too: a thread in accept() holds the socket open.
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                connection, (address, _) = self.listener.accept()
-                threading.Thread(target=self._serve, args=(connection, address), daemon=True).start()
+        self.keys = keys
+        super().__init__(GATEWAY, BROKER, lab)
 
     def _serve(self, client, address):
         with contextlib.suppress(OSError, ValueError, IndexError), client, client.makefile("rb") as stream:

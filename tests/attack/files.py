@@ -478,6 +478,17 @@ WAYS = {
     "the hook post-checkout": (hook("post-checkout"), ("checkout", "-q", "-b", "new")),
     "the hook post-index-change": (hook("post-index-change"), ("add", "file")),
 }
+
+
+def naively(way, command):
+    """A control: git as it is, by somebody who doesn't think of it."""
+    def control(lab):
+        repository = Repository(lab, way)
+        repository.git(*command)
+        return repository.ran()
+    return control
+
+
 # What looks at a workspace when somebody runs agentmachine.
 LOOKS = ("ls", "--json"), ("show", "{id}"), ("create", "{card}"), ("plan", "{card}"), ("doctor",), ("logs", "{id}"), ("start", "{id}")
 LOOKED = {}
@@ -496,11 +507,7 @@ def looked(lab):
 
 
 for name, (way, command) in WAYS.items():
-    def control(lab, way=way, command=command):
-        repository = Repository(lab, way)
-        repository.git(*command)
-        return repository.ran()
-    case(f"git: {name}", NO_GIT, control=control, serial=True)(lambda lab, name=name: looked(lab)[name].ran())
+    case(f"git: {name}", NO_GIT, control=naively(way, command), serial=True)(lambda lab, name=name: looked(lab)[name].ran())
 
 DIFF = ("--no-pager", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "diff", "--no-ext-diff", "--no-textconv")
 for name in ("core.fsmonitor", "core.fsmonitor in a file that is included", "core.fsmonitor of a submodule", "a diff program", "a diff program by attribute", "a text converter", "a pager", "a pager of one command"):
@@ -510,12 +517,7 @@ for name in ("core.fsmonitor", "core.fsmonitor in a file that is included", "cor
         repository = Repository(lab, way)
         repository.git(*DIFF)
         return repository.ran()
-
-    def control(lab, way=way, command=command):
-        repository = Repository(lab, way)
-        repository.git(*command)
-        return repository.ran()
-    case(f"git: {name}, for who follows the manual's diff", ADVICE, control=control)(attack)
+    case(f"git: {name}, for who follows the manual's diff", ADVICE, control=naively(way, command))(attack)
 
 for name in ("core.fsmonitor", "a filter", "the hook post-checkout", "core.hooksPath"):
     way, command = WAYS[name]
@@ -530,12 +532,7 @@ for name in ("core.fsmonitor", "a filter", "the hook post-checkout", "core.hooks
         if not (copy / "file").exists():
             raise RuntimeError("it was not cloned")
         return repository.ran()
-
-    def control(lab, way=way, command=command):
-        repository = Repository(lab, way)
-        repository.git(*command)
-        return repository.ran()
-    case(f"git: {name}, for who clones as the manual says", ADVICE, control=control)(attack)
+    case(f"git: {name}, for who clones as the manual says", ADVICE, control=naively(way, command))(attack)
 
 
 def as_root_there(lab, *options):

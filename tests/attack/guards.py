@@ -187,10 +187,10 @@ BANDWIDTH = HostGuard("bandwidth", unshaped)
 
 
 @contextlib.contextmanager
-def naive_proxy(lab):
-    """In place of the proxy one as it is often written: see naive.py."""
+def instead_of_proxy(server_class, *arguments):
+    """In place of the proxy a server of naive.py or broker.py."""
     run("systemctl", "stop", PROXY_UNIT)
-    server = naive.Proxy(GATEWAY, PROXY, lab)
+    server = server_class(*arguments)
     try:
         yield
     finally:
@@ -198,4 +198,4 @@ def naive_proxy(lab):
         run("systemctl", "start", PROXY_UNIT)
 
 
-STRICT_PROXY = HostGuard("strict proxy", naive_proxy)
+STRICT_PROXY = HostGuard("strict proxy", lambda lab: instead_of_proxy(naive.Proxy, GATEWAY, PROXY, lab))

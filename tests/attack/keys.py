@@ -15,7 +15,7 @@ import time
 import broker
 import lab as labs
 from broker import MODEL, MODEL_HOST
-from guards import PORT_FILTER, HostGuard, MachineGuard, ProxyRule
+from guards import PORT_FILTER, HostGuard, MachineGuard, ProxyRule, instead_of_proxy
 from lab import BROKER, CONF, GATEWAY, PROXY_UNIT, TOOLS, WORK, quiet, run, world
 from suite import case
 
@@ -80,17 +80,10 @@ def victim(lab):
     return lab.machine(card("victim"))
 
 
-@contextlib.contextmanager
 def naive_broker(lab):
     """In place of the broker one as it is often written: see broker.py."""
     owners = {victim(lab).address: "victim"}
-    run("systemctl", "stop", PROXY_UNIT)
-    server = broker.Broker(lab, lambda address: KEYS[owners.get(address, "agent")])
-    try:
-        yield
-    finally:
-        server.close()
-        run("systemctl", "start", PROXY_UNIT)
+    return instead_of_proxy(broker.Broker, lab, lambda address: KEYS[owners.get(address, "agent")])
 
 
 STRICT_BROKER = HostGuard("strict broker", naive_broker)

@@ -13,7 +13,9 @@ import urllib.parse
 LISTED = re.compile(r"(api|plain|getonly|wild)\.(fake\.)?test", re.IGNORECASE)
 
 
-class Proxy:
+class Server:
+    """Serves each connection in a thread of its own, by `_serve`."""
+
     def __init__(self, address, port, lab):
         self.lab = lab
         self.listener = socket.create_server((address, port))
@@ -27,10 +29,12 @@ class Proxy:
     def _accept(self):
         with contextlib.suppress(OSError):
             while True:
-                connection, _ = self.listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                connection, (peer, _) = self.listener.accept()
+                threading.Thread(target=self._serve, args=(connection, peer), daemon=True).start()
 
-    def _serve(self, client):
+
+class Proxy(Server):
+    def _serve(self, client, _peer):
         judged = False
         with contextlib.suppress(OSError, ValueError, IndexError), client, client.makefile("rb") as stream:
             client.settimeout(2)
