@@ -400,7 +400,8 @@ class Repository:
         self.path.mkdir()
         os.chown(self.path, self.owner, self.owner)
         self.script = self.path / "evil"
-        self.script.write_text(f"#!/bin/sh\n: >{self.marker}\ncat 2>/dev/null\nexit 0\n")
+        # Reads what a filter is given; git awaits the first word from a remote's side.
+        self.script.write_text(f'#!/bin/sh\n: >{self.marker}\ncase $* in *git-upload-pack*) exit 1 ;; esac\ncat 2>/dev/null\nexit 0\n')
         self.script.chmod(0o755)
         os.chown(self.script, self.owner, self.owner)
         self.git("init", "--quiet")
@@ -453,7 +454,6 @@ def submodule(repository):
     repository.git("-c", "user.name=x", "-c", "user.email=x@x.test", "commit", "--allow-empty", "--message=x", directory=inner)
     repository.git("add", "inner")
     repository.git("config", "core.fsmonitor", str(repository.script), directory=inner)
-
 
 
 WAYS = {

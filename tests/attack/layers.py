@@ -151,7 +151,8 @@ def stance(**change):
 
 def in_mounts(machine, *argv):
     """busybox as root of the host in a machine's mount namespace."""
-    run("nsenter", f"--mount=/proc/{machine.leader}/ns/mnt", TOOLS + "busybox", *argv)
+    # With its processes: the machine's /proc shows mount(8) itself only there.
+    run("nsenter", f"--mount=/proc/{machine.leader}/ns/mnt", f"--pid=/proc/{machine.leader}/ns/pid", TOOLS + "busybox", *argv)
 
 
 def mount_options(machine, where):

@@ -653,13 +653,17 @@ def untimed(lab):
 SHORT_TIMER = HostGuard("TTL's timer", untimed)
 
 
+# Long enough for a busy host to start a machine and to be asked of it.
+BRIEF = 15
+
+
 @contextlib.contextmanager
 def brief(lab, command):
-    """A machine that was started and has five seconds."""
+    """A machine that was started and has BRIEF seconds."""
     identity = f"attack-{lab.token().rstrip('x')}"
     machine, path = Unit(f"systemd-nspawn@agent-{identity}.service"), WORK / f"{identity}.json"
     machine.id = identity
-    path.write_text(json.dumps({"agent_id": identity, "workspace": f"{WORK}/{identity}", "command": command, "ttl_seconds": 5}))
+    path.write_text(json.dumps({"agent_id": identity, "workspace": f"{WORK}/{identity}", "command": command, "ttl_seconds": BRIEF}))
     run("agentmachine", "create", str(path))
     dropin = pathlib.Path(f"/etc/systemd/system/{machine.unit}.d/20-attack.conf")
     if getattr(lab, "untimed", False):
@@ -685,6 +689,7 @@ def becomes(lab, unit, states, seconds):
     return True
 
 
+ENDED = "inactive", "failed"
 STUBBORN = ["sh", "-c", "trap '' TERM HUP INT; while :; do sleep 1000; done"]
 
 
@@ -692,28 +697,28 @@ STUBBORN = ["sh", "-c", "trap '' TERM HUP INT; while :; do sleep 1000; done"]
 def _(lab):
     with brief(lab, STUBBORN) as machine:
         # PID 1 gives what is in the machine ten seconds.
-        return not becomes(lab, machine.unit, ("inactive", "failed"), 40 if not getattr(lab, "untimed", False) else 10)
+        return not becomes(lab, machine.unit, ENDED, BRIEF + (60 if not getattr(lab, "untimed", False) else 5))
 
 
 @case("TTL: a payload that has stopped itself", SHORT_TIMER)
 def _(lab):
     with brief(lab, ["sh", "-c", "kill -STOP $$"]) as machine:
-        return not becomes(lab, machine.unit, ("inactive", "failed"), 40 if not getattr(lab, "untimed", False) else 10)
+        return not becomes(lab, machine.unit, ENDED, BRIEF + (60 if not getattr(lab, "untimed", False) else 5))
 
 
-for what, seconds in (("while it ends", 0), ("just before it ends", 4.5), ("over and over", None)):
-    def attack(lab, seconds=seconds):
+for what, before in (("while it ends", 0), ("just before it ends", 0.5), ("over and over", None)):
+    def attack(lab, before=before):
         with brief(lab, ["sh", "-c", "trap 'sleep 1; exit' TERM; sleep 1000 & wait"]) as machine:
-            if seconds is None:
-                deadline = time.monotonic() + 9
-                while time.monotonic() < deadline:
+            end = time.monotonic() + (BRIEF if getattr(lab, "untimed", False) else left(lab, timer_of(machine)))
+            if before is None:
+                while time.monotonic() < end + 4:
                     quiet("systemctl", "start", machine.unit)
-            elif seconds:
-                lab.pause(seconds)
+            elif before:
+                lab.pause(max(0, end - time.monotonic() - before))
             else:
-                becomes(lab, machine.unit, ("deactivating", "inactive", "failed"), 10)
+                becomes(lab, machine.unit, ("deactivating", *ENDED), BRIEF + 10)
             quiet("systemctl", "start", machine.unit)
             # A person may start it anew, but it is never without an end.
             lab.pause(1.5)
-            return active(machine.unit) and not active(timer_of(machine)) and not becomes(lab, machine.unit, ("deactivating", "inactive", "failed"), 8)
+            return active(machine.unit) and not active(timer_of(machine)) and not becomes(lab, machine.unit, ("deactivating", *ENDED), 8)
     case(f"TTL: started again {what}", SHORT_TIMER)(attack)

@@ -2,6 +2,7 @@
 // Static, so that it runs in an image that has no library of ours. Changes nothing that outlives it, also
 // where it succeeds, but for the files it is told to write.
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstddef>
@@ -130,9 +131,9 @@ long openPath(const std::string& path, int flags) {
 
 long readPath(const Arguments& arguments) {
   const int fd = static_cast<int>(openPath(need(arguments, 0, "a path"), O_RDONLY));
-  char byte = 0;
+  std::array<char, 8192> buffer;  // a record of /dev/kmsg, which gives no part of one
   if (fd < 0) return -1;
-  const long result = read(fd, &byte, 1);
+  const long result = read(fd, buffer.data(), buffer.size());
   return result < 0 && errno == EISDIR ? 0 : result;
 }
 
