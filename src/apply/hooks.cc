@@ -122,6 +122,8 @@ std::optional<std::chrono::microseconds> ttlDeadline(const Machine& machine, con
 void prepareMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   checkGuards(settings, machine, systemd);
+  // The last one, if it was killed: this is the unit's start, so nothing of it runs.
+  Machined(systemd.bus()).forget(machine.name().str(), machine.name().unit());
   const uid_t agent = machine.allocation.uidBase + agentUid;
   // Opened once: what was judged is what is mounted.
   const Fd workspace = openWorkspace(machine.card.workspace.str());

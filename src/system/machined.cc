@@ -48,6 +48,29 @@ pid_t Machined::leader(const std::string& machine) {
   }
 }
 
+void Machined::forget(const std::string& machine, const std::string& unit) {
+  try {
+    sdbus::ObjectPath path;
+    sdbus::createProxy(bus_, service, managerPath)
+        ->callMethod("GetMachine")
+        .onInterface(managerInterface)
+        .withArguments(machine)
+        .storeResultsTo(path);
+    const auto owner = sdbus::createProxy(bus_, service, path)
+                           ->getProperty("Unit")
+                           .onInterface(machineInterface)
+                           .get<std::string>();
+    if (owner != unit) return;  // systemd-nspawn(1) says of that one that it is there
+    sdbus::createProxy(bus_, service, managerPath)
+        ->callMethod("UnregisterMachine")
+        .onInterface(managerInterface)
+        .withArguments(machine);
+  } catch (const sdbus::Error& cause) {
+    if (cause.getName() == "org.freedesktop.machine1.NoSuchMachine") return;
+    throw Error("unregister machine " + machine + ": " + cause.getMessage());
+  }
+}
+
 MachineTerminal Machined::openTerminal(const std::string& machine) {
   try {
     sdbus::UnixFd master;

@@ -29,6 +29,10 @@ class Machined {
   std::vector<std::string> list();
   /// The machine's PID 1 as the host numbers it. Throws Error if machined doesn't know the machine.
   pid_t leader(const std::string& machine);
+  /// Has machined forget the machine, if it is `unit`'s. machined keeps the machine of an nspawn that was
+  /// killed for as long as systemd tries to start its unit again, and refuses the name until then. Throws
+  /// Error.
+  void forget(const std::string& machine, const std::string& unit);
   /// A new terminal inside the machine (OpenMachinePTY).
   MachineTerminal openTerminal(const std::string& machine);
 

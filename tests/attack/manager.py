@@ -596,7 +596,7 @@ def storm(lab, machine):
     for _ in range(3):
         leader = property_of(machine.unit, "Service", "MainPID")
         os.kill(leader, 9)
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         while property_of(machine.unit, "Service", "MainPID") in (0, leader) or not active(machine.unit):
             if time.monotonic() > deadline:
                 raise RuntimeError("it did not come back")
@@ -693,14 +693,14 @@ ENDED = "inactive", "failed"
 STUBBORN = ["sh", "-c", "trap '' TERM HUP INT; while :; do sleep 1000; done"]
 
 
-@case("TTL: a payload that ignores its end", SHORT_TIMER)
+@case("TTL: a payload that ignores its end", SHORT_TIMER, serial=True)
 def _(lab):
     with brief(lab, STUBBORN) as machine:
         # PID 1 gives what is in the machine ten seconds.
         return not becomes(lab, machine.unit, ENDED, BRIEF + (60 if not getattr(lab, "untimed", False) else 5))
 
 
-@case("TTL: a payload that has stopped itself", SHORT_TIMER)
+@case("TTL: a payload that has stopped itself", SHORT_TIMER, serial=True)
 def _(lab):
     with brief(lab, ["sh", "-c", "kill -STOP $$"]) as machine:
         return not becomes(lab, machine.unit, ENDED, BRIEF + (60 if not getattr(lab, "untimed", False) else 5))
@@ -721,4 +721,4 @@ for what, before in (("while it ends", 0), ("just before it ends", 0.5), ("over 
             # A person may start it anew, but it is never without an end.
             lab.pause(1.5)
             return active(machine.unit) and not active(timer_of(machine)) and not becomes(lab, machine.unit, ("deactivating", *ENDED), 8)
-    case(f"TTL: started again {what}", SHORT_TIMER)(attack)
+    case(f"TTL: started again {what}", SHORT_TIMER, serial=True)(attack)
