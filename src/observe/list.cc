@@ -4,6 +4,7 @@
 #include <map>
 
 #include <fcntl.h>
+#include <spdlog/spdlog.h>
 #include <sys/statvfs.h>
 
 #include "system/cgroup.h"
@@ -40,6 +41,17 @@ std::optional<SpaceUsage> workspaceUsage(const Settings& settings, const Machine
                       .limitBytes = st.f_blocks * st.f_frsize};
   } catch (const Error&) {
     return std::nullopt;  // mounted without quotas meanwhile
+  }
+}
+
+/// A record that a fault of the disk spoilt hides no machine: it is as if there were none.
+template <class Record>
+std::optional<Record> readIfGood(std::optional<Record> (*read)(const std::string&), const std::string& state) {
+  try {
+    return read(state);
+  } catch (const Error& cause) {
+    spdlog::warn("{}", cause.what());
+    return std::nullopt;
   }
 }
 
@@ -89,8 +101,8 @@ std::vector<MachineStatus> listMachines(const Settings& settings, Systemd& syste
     const std::string active = unit == units.end() ? "inactive" : unit->second.active;
     MachineStatus status{.machine = std::move(machine)};
     status.workspace = workspaceUsage(settings, status.machine);
-    status.end = readEndRecord(paths.state);
-    const auto run = readRunRecord(paths.state);
+    status.end = readIfGood(readEndRecord, paths.state);
+    const auto run = readIfGood(readRunRecord, paths.state);
     // The host went down under the last run: there is no record of its end, only one of a run before it.
     const bool lost =
         run && run->boot != bootId() && (!status.end || status.end->invocation != run->invocation);
