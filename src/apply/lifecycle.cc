@@ -73,6 +73,8 @@ std::string mendTtl(const Settings& settings, const Machine& machine, const Rema
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   if (!remains.running.contains(machine.name().str()) || remains.units.contains(paths.ttlTimer)) return "";
   try {
+    // One that starts, ends or waits to be started again has its timer from the hooks.
+    if (systemd.activeState(machine.name().unit()) != "active") return "";
     const auto lock = lockRun(settings, machine);
     const auto run = readRunRecord(paths.state);
     if (!run || !run->ttlDeadline || run->boot != bootId()) return "";

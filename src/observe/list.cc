@@ -46,7 +46,8 @@ std::optional<SpaceUsage> workspaceUsage(const Settings& settings, const Machine
 
 /// A record that a fault of the disk spoilt hides no machine: it is as if there were none.
 template <class Record>
-std::optional<Record> readIfGood(std::optional<Record> (*read)(const std::string&), const std::string& state) {
+std::optional<Record> readIfGood(std::optional<Record> (*read)(const std::string&),
+                                 const std::string& state) {
   try {
     return read(state);
   } catch (const Error& cause) {
