@@ -31,6 +31,17 @@ FileLock lockMachine(const Settings& settings, const Machine& machine) {
   return FileLock(settings.runtimeDirectory + "/lock/" + machine.name().str());
 }
 
+/// Renders the machine as it was read before its lock was got, unless somebody was faster. Throws Error then.
+void renderAsRead(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  const auto lock = lockState(settings);
+  const auto present = readMachine(settings, machine.card.id);
+  if (!present || present->allocation != machine.allocation) throw Error("the machine was removed just now");
+  // `run` has it wait for its one command.
+  if (present->card != machine.card && withIdlePayload(*present).card != machine.card)
+    throw Error("its card was changed just now: try again");
+  applyPlan(planRender(machine, snapshot(settings, {})), systemd);
+}
+
 /// The last lines of a unit's present or last run, indented, for an error message.
 std::string journalTail(const std::string& unit) {
   const auto id = trim(runProcess({"systemctl", "show", "--value", "--property=InvocationID", unit}).output);
@@ -149,7 +160,7 @@ void startMachine(const Settings& settings, const Machine& machine, Systemd& sys
     if (!found.empty() && found[0].sub.starts_with("auto-restart")) systemd.stop(unit);
     // A person may try as often as need be.
     systemd.resetFailed(unit);
-    applyPlan(planRender(machine, snapshot(settings, {})), systemd);
+    renderAsRead(settings, machine, systemd);
     try {
       systemd.start(unit);
     } catch (const Error& cause) {
@@ -168,7 +179,7 @@ void startMachine(const Settings& settings, const Machine& machine, Systemd& sys
 void renderMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
   inContext("render " + machine.card.id.str(), [&] {
     const auto lock = lockMachine(settings, machine);
-    applyPlan(planRender(machine, snapshot(settings, {})), systemd);
+    renderAsRead(settings, machine, systemd);
   });
 }
 
