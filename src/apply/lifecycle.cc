@@ -221,7 +221,9 @@ void removeMachine(const Settings& settings, const Machine& machine, Systemd& sy
     // Before the state's lock: a stop takes as long as its payload takes.
     systemd.stop(machine.name().unit());
     const auto stateLock = lockState(settings);
-    applyPlan(planRemove(machine, settings, removeWorkspace), systemd);
+    // It may have been removed, and made again with another address, before its lock was got.
+    if (const auto present = readMachine(settings, machine.card.id))
+      applyPlan(planRemove(*present, settings, removeWorkspace), systemd);
   });
 }
 
