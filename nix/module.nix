@@ -13,10 +13,11 @@ let
   # From the card's schema: the options of one agent, and a card from their values.
 
   schema = lib.importJSON ../src/card/card.schema.json;
-  # The name is the attribute's.
+  # The name is the attribute's; autoStart takes effect with a switch, too.
   properties = removeAttrs schema.properties [
     "$schema"
     "agent_id"
+    "autostart"
   ];
   isKeyFile = property: property.format or "" == "key-file";
 
@@ -95,16 +96,6 @@ let
           type = types.bool;
           default = false;
           description = "Whether the machine is started with the host, and by each switch to a configuration.";
-        };
-        restart = mkOption {
-          type = types.enum [
-            "no"
-            "on-failure"
-            "always"
-          ];
-          default = if config.autoStart then "on-failure" else "no";
-          defaultText = lib.literalExpression ''if autoStart then "on-failure" else "no"'';
-          description = "When systemd starts the machine again after its agent has ended; ten seconds later.";
         };
         restartIfChanged = mkOption {
           type = types.bool;
@@ -185,7 +176,6 @@ let
     )
   );
 
-  unitOf = id: "systemd-nspawn@${if lib.hasPrefix "agent-" id then id else "agent-${id}"}";
   inStore = path: lib.hasPrefix builtins.storeDir path;
 in
 {
@@ -494,18 +484,7 @@ in
         overrideStrategy = "asDropin";
         restartIfChanged = mkDefault false;
       };
-    }
-    // lib.mapAttrs' (
-      id: agent:
-      lib.nameValuePair (unitOf id) {
-        overrideStrategy = "asDropin";
-        restartIfChanged = false; # agentmachine-declared does it
-        serviceConfig = {
-          Restart = agent.restart;
-          RestartSec = "10s";
-        };
-      }
-    ) (lib.filterAttrs (_: agent: agent.restart != "no") cfg.agents);
+    };
 
     # These two and no others: NixOS' firewall would drop what comes from machines. Their own rules are in nft.
     networking.firewall.interfaces.${cfg.network.bridge}.allowedTCPPorts = [

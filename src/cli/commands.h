@@ -28,6 +28,7 @@ void addListCommand(CLI::App& app);
 void addLogsCommand(CLI::App& app, int& status);
 void addPlanCommand(CLI::App& app);
 void addRemoveCommand(CLI::App& app);
+void addRepairCommand(CLI::App& app);
 void addRestartCommand(CLI::App& app);
 void addRunCommand(CLI::App& app, int& status);
 void addSchemaCommand(CLI::App& app);
@@ -35,6 +36,7 @@ void addShellCommand(CLI::App& app, int& status);
 void addShowCommand(CLI::App& app);
 void addStartCommand(CLI::App& app);
 void addStopCommand(CLI::App& app);
+void addTtlCommand(CLI::App& app);
 void addWhyCommand(CLI::App& app, int& status);
 
 }  // namespace agentmachine

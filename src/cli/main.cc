@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
   addStartCommand(app);
   addStopCommand(app);
   addRestartCommand(app);
+  addTtlCommand(app);
   addRemoveCommand(app);
   addListCommand(app);
   addShowCommand(app);
@@ -59,6 +60,7 @@ int main(int argc, char** argv) {
   addSchemaCommand(app);
   addImageCommand(app);
   addDoctorCommand(app, status);
+  addRepairCommand(app);
   addHookCommand(app);
 
   try {

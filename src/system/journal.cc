@@ -81,6 +81,12 @@ void readJournal(const JournalQuery& query, const std::function<bool(const std::
   }
 }
 
+void warnInJournal(const std::string& unit, const std::string& message) {
+  // systemd's own way to speak of another unit; journalctl(1) believes it of root alone.
+  sd_journal_send("MESSAGE=%s", message.c_str(), "PRIORITY=4", "OBJECT_SYSTEMD_UNIT=%s", unit.c_str(),
+                  nullptr);
+}
+
 JournalTime parseJournalTime(const std::string& text) {
   const auto result = runProcess({"systemd-analyze", "timestamp", "--", text});
   constexpr std::string_view label = "UNIX seconds: @";

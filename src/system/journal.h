@@ -1,4 +1,4 @@
-// Reads entries of the journal, and follows it. Writes nothing.
+// Reads entries of the journal, and follows it; writes what a person should find there.
 #pragma once
 #include <chrono>
 #include <cstddef>
@@ -20,6 +20,9 @@ struct JournalQuery {
 
 /// Calls `entry` with the MESSAGE of each entry, oldest first, until it returns false.
 void readJournal(const JournalQuery& query, const std::function<bool(const std::string& message)>& entry);
+
+/// A warning about a unit, which `journalctl --unit` shows among the unit's own lines.
+void warnInJournal(const std::string& unit, const std::string& message);
 
 /// A time as systemd.time(7) writes it ("yesterday", "-1h", "2026-11-24 10:00"), by systemd's own parser.
 /// Throws Error if it is none.

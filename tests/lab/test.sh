@@ -117,7 +117,14 @@ attackPart() {
   $here/vm.py run /srv/agentmachine/tests/attack/run --class egress --class spoofing --class flooding --ok \
     --sample "${LAB_SEED:-$(date +%F)}" --seconds "${LAB_ATTACK_SECONDS:-300}" </dev/null 2>&1
 }
-suitePart() { $here/vm.py run "/srv/agentmachine/tests/lab/suites/$1" </dev/null 2>&1; }
+suitePart() {
+  local suite=/srv/agentmachine/tests/lab/suites/$1 status=0
+  $here/vm.py run "$suite" </dev/null 2>&1 || status=$?
+  # This one cuts the power, which ends the command with 125, and looks again after the boot.
+  [[ $1 == reboot && $status -eq 125 ]] || return $status
+  up
+  $here/vm.py run "$suite" again </dev/null 2>&1
+}
 
 # part NAME CMD…: runs one part, counts its lines, shows them all only if one failed.
 part() {

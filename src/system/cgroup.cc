@@ -1,0 +1,35 @@
+#include "system/cgroup.h"
+
+#include <charconv>
+#include <filesystem>
+
+#include "util/error.h"
+#include "util/file.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+std::optional<std::uint64_t> cgroupNumber(const MachineName& name, const char* file, const char* key) {
+  const auto path = std::filesystem::path("/sys/fs/cgroup/machine.slice") / machineSlice / name.unit() / file;
+  std::optional<std::string> text;
+  try {
+    text = readFileIfExists(path, 4096);
+  } catch (const Error&) {
+    // ENODEV: removed between open and read.
+    return std::nullopt;
+  }
+  const std::string before = *key ? std::string(key) + " " : "";
+  for (const auto& line : split(text.value_or(""), '\n')) {
+    if (!line.starts_with(before)) continue;
+    std::uint64_t value = 0;
+    const auto [end, error] = std::from_chars(line.data() + before.size(), line.data() + line.size(), value);
+    if (error == std::errc()) return value;
+  }
+  return std::nullopt;
+}
+
+std::uint64_t oomKills(const MachineName& name) {
+  return cgroupNumber(name, "memory.events", "oom_kill").value_or(0);
+}
+
+}  // namespace agentmachine
