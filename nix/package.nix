@@ -16,6 +16,7 @@
   openssl,
   spdlog,
   squid,
+  yaml-cpp,
   coreutils,
   iproute2,
   nftables,
@@ -42,6 +43,7 @@ stdenv.mkDerivation {
     libarchive
     openssl
     spdlog
+    yaml-cpp
   ];
   mesonFlags = [
     "-Dinit=false"

@@ -22,6 +22,7 @@ void addCreateCommand(CLI::App& app);
 void addDenyCommand(CLI::App& app);
 void addDoctorCommand(CLI::App& app, int& status);
 void addExecCommand(CLI::App& app, int& status);
+void addExportCommand(CLI::App& app);
 void addHookCommand(CLI::App& app);
 void addImageCommand(CLI::App& app);
 void addListCommand(CLI::App& app);

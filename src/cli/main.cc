@@ -58,6 +58,7 @@ int main(int argc, char** argv) {
   addPlanCommand(app);
   addSchemaCommand(app);
   addImageCommand(app);
+  addExportCommand(app);
   addDoctorCommand(app, status);
   addHookCommand(app);
 
