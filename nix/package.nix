@@ -15,6 +15,7 @@
   libarchive,
   openssl,
   spdlog,
+  prometheus-cpp,
   squid,
   yaml-cpp,
   coreutils,
@@ -43,6 +44,7 @@ stdenv.mkDerivation {
     libarchive
     openssl
     spdlog
+    prometheus-cpp
     yaml-cpp
   ];
   mesonFlags = [

@@ -27,6 +27,7 @@ void addHookCommand(CLI::App& app);
 void addImageCommand(CLI::App& app);
 void addListCommand(CLI::App& app);
 void addLogsCommand(CLI::App& app, int& status);
+void addMetricsCommand(CLI::App& app);
 void addPlanCommand(CLI::App& app);
 void addRemoveCommand(CLI::App& app);
 void addRestartCommand(CLI::App& app);

@@ -51,6 +51,7 @@ int main(int argc, char** argv) {
   addAttachCommand(app, status);
   addLogsCommand(app, status);
   addAuditCommand(app);
+  addMetricsCommand(app);
   addAllowCommand(app);
   addDenyCommand(app);
   addWhyCommand(app, status);
