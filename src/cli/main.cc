@@ -52,6 +52,7 @@ int main(int argc, char** argv) {
   addAttachCommand(app, status);
   addLogsCommand(app, status);
   addAuditCommand(app);
+  addMetricsCommand(app);
   addAllowCommand(app);
   addDenyCommand(app);
   addWhyCommand(app, status);
@@ -59,6 +60,7 @@ int main(int argc, char** argv) {
   addPlanCommand(app);
   addSchemaCommand(app);
   addImageCommand(app);
+  addExportCommand(app);
   addDoctorCommand(app, status);
   addRepairCommand(app);
   addHookCommand(app);

@@ -95,7 +95,7 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .section("Exec")
       .set("Boot", "no")
       .set("Parameters", quoteWords(initCommand(card)));
-  for (const auto& [name, value] : machineEnvironment(card, settings))
+  for (const auto& [name, value] : machineEnvironment(card, egressOf(settings)))
     file.set("Environment", quoteWord(std::format("{}={}", name, value)));
   file.set("PrivateUsers", std::format("{}:{}", machine.allocation.uidBase, uidRangeSize))
       .set("DropCapability", droppedCapabilities())

@@ -271,7 +271,7 @@ Plan planRender(const Machine& machine, const Host& host) {
              // As seen inside: the agent's to read, nobody's to write. `runtime` keeps everybody else out.
              MakeDirectory{paths.agentKey.substr(0, paths.agentKey.rfind('/')), 0750, {0, agentUid}},
              MakeDirectory{paths.notices, 0755, {}},
-             WriteFile{paths.opencode, renderOpencodeConfig(machine.card, settings), 0644, {}},
+             WriteFile{paths.opencode, renderOpencodeConfig(machine.card, egressOf(settings)), 0644, {}},
              MakeDirectory{settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
              planPolicy(machine, host),
              MakeDirectory{"/run/systemd/system/" + machine.name().unit() + ".d", 0755, {}},
