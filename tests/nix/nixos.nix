@@ -37,5 +37,6 @@ in
     networking.dhcpcd.denyInterfaces = option (types.listOf types.str) [ ];
     networking.networkmanager.unmanaged = option (types.listOf types.str) [ ];
     services.k3s.enable = option types.bool false;
+    services.k3s.manifests = option (types.attrsOf anything) { };
   };
 }
