@@ -290,6 +290,15 @@ in
       };
     };
 
+    metrics = {
+      enable = lib.mkEnableOption "metrics of machines, requests and guards for Prometheus' node_exporter, renewed every 30 s";
+      directory = mkOption {
+        type = types.str;
+        default = "/var/lib/prometheus/node-exporter";
+        description = "The directory that node_exporter reads: its {option}`--collector.textfile.directory`.";
+      };
+    };
+
     k3s = {
       replicas = mkOption {
         type = types.ints.between 1 1000;
@@ -452,6 +461,7 @@ in
       "d ${cfg.agentsDir} 0755 root root -"
       "d ${cfg.cardsDir} 0750 root root -"
     ]
+    ++ lib.optional cfg.metrics.enable "d ${cfg.metrics.directory} 0755 root root -"
     ++ lib.concatLists (
       lib.mapAttrsToList (
         _: agent:
@@ -533,12 +543,25 @@ in
         };
       };
 
+      agentmachine-metrics = lib.mkIf cfg.metrics.enable {
+        unitConfig.ConditionPathIsDirectory = [
+          ""
+          cfg.metrics.directory
+        ];
+        serviceConfig.ExecStart = [
+          ""
+          "${cfg.package}/bin/agentmachine metrics --output ${cfg.metrics.directory}/agentmachine.prom"
+        ];
+      };
+
       # An update of systemd restarts no agent at work.
       "systemd-nspawn@" = {
         overrideStrategy = "asDropin";
         restartIfChanged = mkDefault false;
       };
     };
+
+    systemd.timers.agentmachine-metrics = lib.mkIf cfg.metrics.enable { wantedBy = [ "timers.target" ]; };
 
     # These two and no others: NixOS' firewall would drop what comes from machines. Their own rules are in nft.
     networking.firewall.interfaces.${cfg.network.bridge}.allowedTCPPorts = [

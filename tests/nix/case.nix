@@ -44,6 +44,7 @@ nameOnly (
   else
     etc
     + services
+    + lib.concatStrings (lib.mapAttrsToList (name: timer: section "${name}.timer" (lines "" timer)) config.systemd.timers)
     + section "tmpfiles" (lib.concatMapStrings (rule: rule + "\n") config.systemd.tmpfiles.rules)
     + section "users" (lines "" config.users.users)
     + lib.concatStrings (
