@@ -1,11 +1,10 @@
 #include <algorithm>
 #include <charconv>
-#include <filesystem>
 #include <functional>
 
 #include "observe/audit.h"
 #include "observe/metrics.h"
-#include "plan/unit.h"
+#include "system/cgroup.h"
 #include "system/network.h"
 #include "util/error.h"
 #include "util/file.h"
@@ -16,43 +15,27 @@ namespace agentmachine {
 
 namespace {
 
-constexpr std::size_t maxCgroupBytes = 65536;
 constexpr std::size_t maxCountsBytes = 64UL * 1024 * 1024;
 
-/// A file of the machine's cgroup; "" if the machine ended meanwhile or the kernel has no such file.
-std::string cgroupFile(const MachineName& name, const char* file) {
-  const auto path = std::filesystem::path("/sys/fs/cgroup/machine.slice") / machineSlice / name.unit() / file;
-  try {
-    return readFileIfExists(path, maxCgroupBytes).value_or("");
-  } catch (const Error&) {
-    return "";  // ENODEV: removed between open and read
-  }
-}
-
-std::optional<std::uint64_t> numberAfter(std::string_view text) {
-  std::uint64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() ? std::optional(value) : std::nullopt;
-}
-
-/// The sum of the numbers that follow `key` at the beginning of words: "usage_usec 5" and "8:0 rbytes=5".
+/// The sum of the numbers after `key` in the lines of io.stat: "8:0 rbytes=5 wbytes=6".
 std::optional<std::uint64_t> sumOf(const std::string& text, const std::string& key) {
   std::optional<std::uint64_t> sum;
   for (std::size_t at = text.find(key); at != std::string::npos; at = text.find(key, at + 1)) {
-    if (at > 0 && text[at - 1] != ' ' && text[at - 1] != '\n') continue;
-    if (const auto number = numberAfter(std::string_view(text).substr(at + key.size())))
-      sum = sum.value_or(0) + *number;
+    std::uint64_t value = 0;
+    const auto [end, error] =
+        std::from_chars(text.data() + at + key.size(), text.data() + text.size(), value);
+    if (error == std::errc()) sum = sum.value_or(0) + value;
   }
   return sum;
 }
 
 MachineUsage usageOf(const MachineName& name) {
   const auto io = cgroupFile(name, "io.stat");
-  return {.cpuMicroseconds = sumOf(cgroupFile(name, "cpu.stat"), "usage_usec "),
-          .memoryPeakBytes = numberAfter(cgroupFile(name, "memory.peak")),
-          .oomKills = sumOf(cgroupFile(name, "memory.events"), "oom_kill "),
-          .readBytes = sumOf(io, "rbytes="),
-          .writtenBytes = sumOf(io, "wbytes=")};
+  return {.cpuMicroseconds = cgroupNumber(name, "cpu.stat", "usage_usec"),
+          .memoryPeakBytes = cgroupNumber(name, "memory.peak"),
+          .oomKills = cgroupNumber(name, "memory.events", "oom_kill"),
+          .readBytes = sumOf(io, " rbytes="),
+          .writtenBytes = sumOf(io, " wbytes=")};
 }
 
 /// What is kept is the sums, for the journal forgets: a count that falls would be taken for a restart.

@@ -9,17 +9,19 @@
 
 namespace agentmachine {
 
-std::optional<std::uint64_t> cgroupNumber(const MachineName& name, const char* file, const char* key) {
+std::string cgroupFile(const MachineName& name, const char* file) {
+  constexpr std::size_t most = 65536;  // a line of io.stat for each device
   const auto path = std::filesystem::path("/sys/fs/cgroup/machine.slice") / machineSlice / name.unit() / file;
-  std::optional<std::string> text;
   try {
-    text = readFileIfExists(path, 4096);
+    return readFileIfExists(path, most).value_or("");
   } catch (const Error&) {
-    // ENODEV: removed between open and read.
-    return std::nullopt;
+    return "";  // ENODEV: removed between open and read
   }
+}
+
+std::optional<std::uint64_t> cgroupNumber(const MachineName& name, const char* file, const char* key) {
   const std::string before = *key ? std::string(key) + " " : "";
-  for (const auto& line : split(text.value_or(""), '\n')) {
+  for (const auto& line : split(cgroupFile(name, file), '\n')) {
     if (!line.starts_with(before)) continue;
     std::uint64_t value = 0;
     const auto [end, error] = std::from_chars(line.data() + before.size(), line.data() + line.size(), value);

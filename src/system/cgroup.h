@@ -2,13 +2,17 @@
 #pragma once
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "plan/machine.h"
 
 namespace agentmachine {
 
-/// The number in `file` of the unit's cgroup, or of the line that begins with `key`; nothing if the cgroup
-/// has gone.
+/// A file of the unit's cgroup; "" if the cgroup has gone or the kernel has no such file.
+std::string cgroupFile(const MachineName& name, const char* file);
+
+/// The number in `file` of the unit's cgroup, or of the line that begins with `key`; nothing if there
+/// is none.
 std::optional<std::uint64_t> cgroupNumber(const MachineName& name, const char* file, const char* key = "");
 
 /// Processes of the machine that were killed because its memory ran out, as long as its cgroup has been
