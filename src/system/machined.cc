@@ -13,6 +13,17 @@ const sdbus::ObjectPath managerPath{"/org/freedesktop/machine1"};
 constexpr auto managerInterface = "org.freedesktop.machine1.Manager";
 constexpr auto machineInterface = "org.freedesktop.machine1.Machine";
 
+/// Throws sdbus::Error.
+sdbus::ObjectPath pathOf(sdbus::IConnection& bus, const std::string& machine) {
+  sdbus::ObjectPath path;
+  sdbus::createProxy(bus, service, managerPath)
+      ->callMethod("GetMachine")
+      .onInterface(managerInterface)
+      .withArguments(machine)
+      .storeResultsTo(path);
+  return path;
+}
+
 }  // namespace
 
 std::vector<std::string> Machined::list() {
@@ -33,13 +44,7 @@ std::vector<std::string> Machined::list() {
 
 pid_t Machined::leader(const std::string& machine) {
   try {
-    sdbus::ObjectPath path;
-    sdbus::createProxy(bus_, service, managerPath)
-        ->callMethod("GetMachine")
-        .onInterface(managerInterface)
-        .withArguments(machine)
-        .storeResultsTo(path);
-    return static_cast<pid_t>(sdbus::createProxy(bus_, service, path)
+    return static_cast<pid_t>(sdbus::createProxy(bus_, service, pathOf(bus_, machine))
                                   ->getProperty("Leader")
                                   .onInterface(machineInterface)
                                   .get<std::uint32_t>());
@@ -50,13 +55,7 @@ pid_t Machined::leader(const std::string& machine) {
 
 void Machined::forget(const std::string& machine, const std::string& unit) {
   try {
-    sdbus::ObjectPath path;
-    sdbus::createProxy(bus_, service, managerPath)
-        ->callMethod("GetMachine")
-        .onInterface(managerInterface)
-        .withArguments(machine)
-        .storeResultsTo(path);
-    const auto owner = sdbus::createProxy(bus_, service, path)
+    const auto owner = sdbus::createProxy(bus_, service, pathOf(bus_, machine))
                            ->getProperty("Unit")
                            .onInterface(machineInterface)
                            .get<std::string>();
