@@ -12,6 +12,7 @@
 #include <systemd/sd-bus.h>
 #include <termios.h>
 
+#include "system/bus_loop.h"
 #include "util/error.h"
 #include "util/pipe.h"
 
@@ -48,15 +49,17 @@ class GuestCall {
               failure_ = error->getMessage();
             else
               status_ = signaled ? 128 + code : code;
+            replied_ = true;
             eventfd_write(ended_.get(), 1);
           });
-      connection_->enterEventLoopAsync();
+      loop_ = std::make_unique<BusLoop>(*connection_, [this] {
+        if (replied_) return;
+        failure_ = "the machine ended before the command did";
+        eventfd_write(ended_.get(), 1);
+      });
     } catch (const sdbus::Error& cause) {
       throw Error("run in " + machine + ": " + cause.getMessage());
     }
-  }
-  ~GuestCall() {
-    if (connection_) connection_->leaveEventLoop();
   }
   GuestCall(const GuestCall&) = delete;
   GuestCall& operator=(const GuestCall&) = delete;
@@ -74,6 +77,8 @@ class GuestCall {
   std::unique_ptr<sdbus::IProxy> proxy_;
   std::string failure_;
   int status_ = 0;
+  bool replied_ = false;
+  std::unique_ptr<BusLoop> loop_;  // its thread writes the three above
 };
 
 /// One direction: bytes from one descriptor to the other, with a buffer in between. Neither may block the

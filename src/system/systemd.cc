@@ -10,6 +10,7 @@
 #include <sdbus-c++/sdbus-c++.h>
 
 #include "build_config.h"
+#include "system/bus_loop.h"
 #include "system/clock.h"
 #include "util/error.h"
 
@@ -81,26 +82,19 @@ Systemd::Systemd()
   // Once a connection; without it systemd sends no JobRemoved.
   translated("subscribe to systemd",
              [&] { manager(*bus_)->callMethod("Subscribe").onInterface(managerInterface); });
-  // Signals are for the thread that waits for them; this one would lose a SIGWINCH.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  bus_->enterEventLoopAsync();
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  loop_ = std::make_unique<BusLoop>(*bus_);
 }
 
-Systemd::~Systemd() {
-  bus_->leaveEventLoop();
-}
+Systemd::~Systemd() = default;
 
 void Systemd::runJob(const std::string& method, const std::string& unit,
                      std::optional<std::chrono::seconds> killAfter) {
-  auto proxy = manager(*bus_);
   // The job may end before its number is known here, so results are collected by job until ours is among
   // them.
   std::mutex mutex;
   std::condition_variable ended;
   std::map<std::string, std::string> results;
+  const auto proxy = manager(*bus_);
   proxy->uponSignal("JobRemoved")
       .onInterface(managerInterface)
       .call([&](std::uint32_t, const sdbus::ObjectPath& job, const std::string&, const std::string& result) {
@@ -112,17 +106,24 @@ void Systemd::runJob(const std::string& method, const std::string& unit,
   proxy->callMethod(method).onInterface(managerInterface).withArguments(unit, "replace").storeResultsTo(job);
   std::unique_lock lock(mutex);
   const auto isEnded = [&] { return results.contains(job); };
-  if (killAfter && !ended.wait_for(lock, *killAfter, isEnded)) {
+  using Clock = std::chrono::steady_clock;
+  auto kill = killAfter ? std::optional(Clock::now() + *killAfter) : std::nullopt;
+  // So often it is looked whether the bus is there: a job whose end nobody tells would be awaited for ever.
+  constexpr std::chrono::seconds look{1};
+  while (!ended.wait_until(lock, std::min(Clock::now() + look, kill.value_or(Clock::time_point::max())),
+                           isEnded)) {
+    if (loop_->isBroken())
+      throw Error(unit + ": the system bus went away; what became of it: systemctl status " + unit);
+    if (!kill || Clock::now() < *kill) continue;
+    kill.reset();
     lock.unlock();
     proxy->callMethod("KillUnit")
         .onInterface(managerInterface)
         .withArguments(unit, "all", std::int32_t{SIGKILL});
     lock.lock();
   }
-  ended.wait(lock, isEnded);
   const std::string result = results.at(job);
   lock.unlock();
-  proxy.reset();
   if (result != "done") throw Error(unit + ": the job ended with \"" + result + "\"");
 }
 

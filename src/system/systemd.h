@@ -13,6 +13,8 @@ class IConnection;
 
 namespace agentmachine {
 
+class BusLoop;
+
 /// "257.13-1~deb13u1" is 257 and 13, and so is "257.13"; "258~rc1" is 258 and 0.
 struct SystemdVersion {
   int major = 0, minor = 0;
@@ -73,6 +75,7 @@ class Systemd {
   void runJob(const std::string& method, const std::string& unit,
               std::optional<std::chrono::seconds> killAfter = std::nullopt);
   std::unique_ptr<sdbus::IConnection> bus_;
+  std::unique_ptr<BusLoop> loop_;
 };
 
 }  // namespace agentmachine
