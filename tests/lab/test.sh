@@ -2,7 +2,7 @@
 # Sourced by tests/lab/inside: the parts of ./lab test, cheap ones first. Each prints "ok NAME" and "not ok NAME - WHY"
 # lines, whatever else explains them, and fails if anything did.
 
-TIDY_SECONDS=${TIDY_SECONDS:-1500}
+TIDY_SECONDS=${TIDY_SECONDS:-2400}
 passed=0 failed=0
 
 sources() { find /src/src /src/tests -name '*.cc' -o -name '*.h' | sort; }
