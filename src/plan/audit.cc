@@ -34,12 +34,14 @@ std::optional<std::uint64_t> number(const Json& line, const char* name) {
 
 /// "1732440443.123", seconds since 1970, as ISO 8601.
 std::string isoTime(const std::string& stamp) {
+  constexpr std::int64_t endOfYear9999 = 253402300799;
   std::int64_t seconds = 0;
   unsigned milliseconds = 0;
   const auto* const last = stamp.data() + stamp.size();
   const auto [dot, error] = std::from_chars(stamp.data(), last, seconds);
   if (error != std::errc() || dot == last || *dot != '.' ||
-      std::from_chars(dot + 1, last, milliseconds).ptr != last || last == dot + 1 || milliseconds > 999)
+      std::from_chars(dot + 1, last, milliseconds).ptr != last || last == dot + 1 || milliseconds > 999 ||
+      seconds < 0 || seconds > endOfYear9999)
     throw Error("its time is \"" + stamp + "\"");
   return std::format(
       "{:%FT%T}Z", std::chrono::sys_time<std::chrono::milliseconds>(std::chrono::seconds(seconds) +

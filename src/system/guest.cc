@@ -23,6 +23,9 @@ namespace {
 const sdbus::ServiceName service{"org.agentmachine.Init1"};
 const sdbus::ObjectPath object{"/org/agentmachine/Init1"};
 constexpr auto interface = "org.agentmachine.Init1";
+/// What sd-bus answers in the place of a peer that goes away.
+constexpr auto connectionEnded = "org.freedesktop.DBus.Error.NoReply";
+constexpr auto machineEnded = "the machine ended before the command did";
 
 /// A command running in a machine. Its end is an event on `ended`.
 class GuestCall {
@@ -46,7 +49,7 @@ class GuestCall {
           .withArguments(command.user, command.argv, command.environment, command.directory, terminal, given)
           .uponReplyInvoke([this](std::optional<sdbus::Error> error, std::int32_t code, bool signaled) {
             if (error)
-              failure_ = error->getMessage();
+              failure_ = error->getName() == connectionEnded ? machineEnded : error->getMessage();
             else
               status_ = signaled ? 128 + code : code;
             replied_ = true;
@@ -54,13 +57,14 @@ class GuestCall {
           });
       loop_ = std::make_unique<BusLoop>(*connection_, [this] {
         if (replied_) return;
-        failure_ = "the machine ended before the command did";
+        failure_ = machineEnded;
         eventfd_write(ended_.get(), 1);
       });
     } catch (const sdbus::Error& cause) {
       throw Error("run in " + machine + ": " + cause.getMessage());
     }
   }
+  ~GuestCall() = default;
   GuestCall(const GuestCall&) = delete;
   GuestCall& operator=(const GuestCall&) = delete;
 

@@ -110,8 +110,8 @@ TEST(Audit, AnAddressOfNobodyHasNoId) {
 TEST(Audit, RefusesOtherLines) {
   for (const auto* text : {"", "{}", "[]", "x", R"({"time":1})"})
     EXPECT_THROW(parseProxyLine(text), Error) << text;
-  for (const auto* time :
-       {"", "-", "1732440443", "1732440443.", "1732440443.1000", "x.007", "1732440443.007x"})
+  for (const auto* time : {"", "-", "1732440443", "1732440443.", "1732440443.1000", "x.007",
+                           "1732440443.007x", "-1.007", "253402300800.000", "9223372036854775807.000"})
     EXPECT_THROW(parseProxyLine(line({{"time", time}})), Error) << time;
   for (const auto* text : {"", "{}", "null", R"({"time":"x"})"})
     EXPECT_THROW(parseAuditRecord(text), Error) << text;
