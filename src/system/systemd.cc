@@ -90,7 +90,7 @@ Systemd::~Systemd() = default;
 void Systemd::runJob(const std::string& method, const std::string& unit,
                      std::optional<std::chrono::seconds> killAfter) {
   // The job may end before its number is known here, so results are collected by job until ours is among
-  // them.
+  // them. The proxy comes after what its handler uses, and goes before it.
   std::mutex mutex;
   std::condition_variable ended;
   std::map<std::string, std::string> results;
