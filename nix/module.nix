@@ -13,10 +13,11 @@ let
   # From the card's schema: the options of one agent, and a card from their values.
 
   schema = lib.importJSON ../src/card/card.schema.json;
-  # The name is the attribute's.
+  # The name is the attribute's; autoStart takes effect with a switch, too.
   properties = removeAttrs schema.properties [
     "$schema"
     "agent_id"
+    "autostart"
   ];
   isKeyFile = property: property.format or "" == "key-file";
 
@@ -91,20 +92,22 @@ let
             Nix store, where all users can read it: a card names the file of a key and never holds one.
           '';
         };
+        engine = mkOption {
+          type = types.enum [
+            "machine"
+            "k3s"
+          ];
+          default = "machine";
+          description = ''
+            Where the agent runs: in a machine of this host, or in the cluster whose server this host is, as
+            `agentmachine export kubernetes` writes it. doc/kubernetes.md tells what a cluster keeps of a machine's promises,
+            and how images and keys get there.
+          '';
+        };
         autoStart = mkOption {
           type = types.bool;
           default = false;
           description = "Whether the machine is started with the host, and by each switch to a configuration.";
-        };
-        restart = mkOption {
-          type = types.enum [
-            "no"
-            "on-failure"
-            "always"
-          ];
-          default = if config.autoStart then "on-failure" else "no";
-          defaultText = lib.literalExpression ''if autoStart then "on-failure" else "no"'';
-          description = "When systemd starts the machine again after its agent has ended; ten seconds later.";
         };
         restartIfChanged = mkOption {
           type = types.bool;
@@ -176,7 +179,16 @@ let
         mv ${cardName id agent} $out
       '';
   cardFiles = lib.mapAttrs cardFile cfg.agents;
-  where = test: builtins.attrNames (lib.filterAttrs (_: test) cfg.agents);
+  byEngine = engine: lib.filterAttrs (_: agent: agent.engine == engine) cfg.agents;
+  machines = byEngine "machine";
+  pods = byEngine "k3s";
+  where = test: builtins.attrNames (lib.filterAttrs (_: test) machines);
+  manifest = pkgs.runCommand "agentmachine-k3s.yaml" { } ''
+    ${lib.concatStrings (lib.mapAttrsToList (id: agent: "cp ${cardFiles.${id}} ${cardName id agent}\n") pods)}
+    ${cfg.package}/bin/agentmachine export kubernetes --namespace ${cfg.k3s.namespace} \
+      --replicas ${toString cfg.k3s.replicas} --image ${cfg.k3s.image} --proxy-image ${cfg.k3s.proxyImage} \
+      ${lib.concatStringsSep " " (lib.mapAttrsToList cardName pods)} >$out
+  '';
 
   # JSON's strings, numbers, booleans and lists of them are TOML's, too.
   settingsText = lib.concatStrings (
@@ -185,7 +197,6 @@ let
     )
   );
 
-  unitOf = id: "systemd-nspawn@${if lib.hasPrefix "agent-" id then id else "agent-${id}"}";
   inStore = path: lib.hasPrefix builtins.storeDir path;
 in
 {
@@ -279,6 +290,38 @@ in
       };
     };
 
+    metrics = {
+      enable = lib.mkEnableOption "metrics of machines, requests and guards for Prometheus' node_exporter, renewed every 30 s";
+      directory = mkOption {
+        type = types.str;
+        default = "/var/lib/prometheus/node-exporter";
+        description = "The directory that node_exporter reads: its {option}`--collector.textfile.directory`.";
+      };
+    };
+
+    k3s = {
+      replicas = mkOption {
+        type = types.ints.between 1 1000;
+        default = 1;
+        description = "How many of each agent there are in the cluster. They share its workspace.";
+      };
+      namespace = mkOption {
+        type = types.strMatching "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?";
+        default = "opencode-agent";
+        description = "The namespace of all of it.";
+      };
+      image = mkOption {
+        type = types.strMatching "[a-zA-Z0-9./:@_-]+";
+        default = "localhost/agentmachine:latest";
+        description = "The agent's image, which `agentmachine image export --oci` writes.";
+      };
+      proxyImage = mkOption {
+        type = types.strMatching "[a-zA-Z0-9./:@_-]+";
+        default = "localhost/agentmachine-squid:6.13";
+        description = "The proxy's image, made from images/squid/Containerfile.";
+      };
+    };
+
     settings = mkOption {
       type = types.attrsOf (
         types.nullOr (
@@ -353,6 +396,10 @@ in
       )
       ++ [
         {
+          assertion = pods == { } || config.services.k3s.enable;
+          message = "services.agentmachine.agents: ${lib.concatStringsSep ", " (builtins.attrNames pods)} should run in K3s, and this host has none; set services.k3s.enable";
+        }
+        {
           assertion = cfg.network.proxyPort != cfg.broker.port;
           message = "services.agentmachine: network.proxyPort and broker.port are both ${toString cfg.broker.port}";
         }
@@ -382,7 +429,10 @@ in
     }
     // lib.mapAttrs' (
       id: agent: lib.nameValuePair "agentmachine/declared/${cardName id agent}" { source = cardFiles.${id}; }
-    ) cfg.agents;
+    ) machines;
+
+    # The directory that K3s applies, /var/lib/rancher/k3s/server/manifests, is that option's business.
+    services.k3s.manifests = lib.mkIf (pods != { }) { agentmachine.source = manifest; };
 
     # As units/agentmachine.sysusers says it; NixOS makes users its own way.
     users.users = {
@@ -411,11 +461,15 @@ in
       "d ${cfg.agentsDir} 0755 root root -"
       "d ${cfg.cardsDir} 0750 root root -"
     ]
+    ++ lib.optional cfg.metrics.enable "d ${cfg.metrics.directory} 0755 root root -"
     ++ lib.concatLists (
       lib.mapAttrsToList (
         _: agent:
         lib.optional (agent.workspace != null)
-          "d ${agent.workspace} 0750 ${agent.user} ${config.users.users.${agent.user}.group} -"
+          "d ${agent.workspace} 0750 ${
+            # In a pod, the agent has the image's number.
+            if agent.engine == "k3s" then "65532 65532" else "${agent.user} ${config.users.users.${agent.user}.group}"
+          } -"
       ) cfg.agents
     );
 
@@ -471,7 +525,7 @@ in
           "agentmachine-proxy.service"
           "agentmachine-render.service"
         ];
-        restartTriggers = builtins.attrValues cardFiles;
+        restartTriggers = map (id: cardFiles.${id}) (builtins.attrNames machines);
         path = [
           cfg.package
           pkgs.diffutils
@@ -489,23 +543,25 @@ in
         };
       };
 
+      agentmachine-metrics = lib.mkIf cfg.metrics.enable {
+        unitConfig.ConditionPathIsDirectory = [
+          ""
+          cfg.metrics.directory
+        ];
+        serviceConfig.ExecStart = [
+          ""
+          "${cfg.package}/bin/agentmachine metrics --output ${cfg.metrics.directory}/agentmachine.prom"
+        ];
+      };
+
       # An update of systemd restarts no agent at work.
       "systemd-nspawn@" = {
         overrideStrategy = "asDropin";
         restartIfChanged = mkDefault false;
       };
-    }
-    // lib.mapAttrs' (
-      id: agent:
-      lib.nameValuePair (unitOf id) {
-        overrideStrategy = "asDropin";
-        restartIfChanged = false; # agentmachine-declared does it
-        serviceConfig = {
-          Restart = agent.restart;
-          RestartSec = "10s";
-        };
-      }
-    ) (lib.filterAttrs (_: agent: agent.restart != "no") cfg.agents);
+    };
+
+    systemd.timers.agentmachine-metrics = lib.mkIf cfg.metrics.enable { wantedBy = [ "timers.target" ]; };
 
     # These two and no others: NixOS' firewall would drop what comes from machines. Their own rules are in nft.
     networking.firewall.interfaces.${cfg.network.bridge}.allowedTCPPorts = [

@@ -15,7 +15,9 @@
   libarchive,
   openssl,
   spdlog,
+  prometheus-cpp,
   squid,
+  yaml-cpp,
   coreutils,
   iproute2,
   nftables,
@@ -42,6 +44,8 @@ stdenv.mkDerivation {
     libarchive
     openssl
     spdlog
+    prometheus-cpp
+    yaml-cpp
   ];
   mesonFlags = [
     "-Dinit=false"

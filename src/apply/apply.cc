@@ -8,6 +8,8 @@
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
+#include "system/idmap.h"
+#include "system/network.h"
 #include "system/quota.h"
 #include "system/workspace.h"
 #include "util/error.h"
@@ -129,6 +131,10 @@ class Application {
       undo_.emplace_back([action] { removeImage(action.image, action.workspace); });
     makeImage(action.image, action.bytes, action.owner);
   }
+
+  void operator()(const Unmount& action) { unmountMapped(action.path); }
+
+  void operator()(const RemovePort& action) { removePort(action.interface, action.address); }
 
   void operator()(const RemoveImage& action) { removeImage(action.image, action.workspace); }
 

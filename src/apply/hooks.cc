@@ -1,18 +1,23 @@
 #include "apply/hooks.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <format>
 
+#include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "apply/apply.h"
 #include "system/api_key.h"
+#include "system/cgroup.h"
 #include "system/clock.h"
 #include "system/guest_limits.h"
 #include "system/host.h"
 #include "system/idmap.h"
+#include "system/journal.h"
 #include "system/machined.h"
 #include "system/network.h"
 #include "system/quota.h"
@@ -21,6 +26,7 @@
 #include "util/error.h"
 #include "util/file.h"
 #include "util/lock.h"
+#include "util/tree.h"
 
 namespace agentmachine {
 
@@ -107,19 +113,86 @@ std::string stateOf(const std::string& path) {
                      st.st_mtim.tv_nsec, st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
 }
 
-/// The TTL counts from the start that somebody asked for: what systemd restarts goes on with the deadline
-/// there was, which may have passed meanwhile.
-std::optional<std::chrono::microseconds> ttlDeadline(const Machine& machine, const MachinePaths& paths,
-                                                     Systemd& systemd) {
-  if (machine.card.ttl.count() == 0) return std::nullopt;
-  if (systemd.restarts(machine.name().unit()) > 0)
-    if (const auto last = readRunRecord(paths.runtime); last && last->ttlDeadline) return last->ttlDeadline;
-  return monotonicNow() + machine.card.ttl;
+/// The record of the run that begins now.
+RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std::string& invocation,
+                   Systemd& systemd) {
+  RunRecord record{.invocation = invocation,
+                   .boot = bootId(),
+                   .since = now(),
+                   .asked = now(),
+                   .restarts = systemd.restarts(machine.name().unit()),
+                   .ttlDeadline = {},
+                   .leader = 0,
+                   .oomKills = oomKills(machine.name())};
+  // The TTL counts from the start that somebody asked for: what systemd restarts goes on with the deadline
+  // there was, which may have passed meanwhile, or with none if somebody took it away.
+  if (const auto before = record.restarts > 0 ? readRunRecord(paths.state) : std::nullopt;
+      before && before->boot == record.boot) {
+    record.asked = before->asked;
+    record.ttlDeadline = before->ttlDeadline;
+  } else if (machine.card.ttl.count() > 0) {
+    record.ttlDeadline = monotonicNow() + machine.card.ttl;
+  }
+  return record;
+}
+
+/// `then` on CLOCK_MONOTONIC, as the agent reads it.
+std::string inUtc(std::chrono::microseconds then) {
+  const auto time = std::chrono::system_clock::now() + (then - monotonicNow());
+  return std::format("{:%FT%TZ}", std::chrono::round<std::chrono::seconds>(time));
+}
+
+constexpr std::chrono::seconds longestWarning{60};
+
+/// The times at which the TTL's timer fires: for the warning, a minute before the end or a tenth of what is
+/// left, and for the end.
+std::vector<std::chrono::microseconds> timesOfTtl(std::chrono::microseconds deadline) {
+  constexpr std::chrono::seconds shortestWarning{2};
+  const auto ahead = std::min<std::chrono::microseconds>(longestWarning, (deadline - monotonicNow()) / 10);
+  if (ahead < shortestWarning) return {deadline};
+  return {deadline - ahead, deadline};
+}
+
+/// Why the run ended, as far as systemd's words for it leave that open.
+void judgeEnd(const Machine& machine, const MachinePaths& paths, EndRecord& end) {
+  end.at = now();
+  try {
+    const auto run = readRunRecord(paths.state);
+    const bool began = run && run->invocation == end.invocation;
+    const auto kills = oomKills(machine.name());
+    if (began && kills > run->oomKills) end.oomKills = kills - run->oomKills;
+    if (const auto reason = takeStopReason(paths.state)) {
+      end.cause = reason->cause;
+      end.by = reason->by;
+      return;
+    }
+    // A failure, and PID 1 ended well: the hook that connects the machine failed.
+    const bool unconnected = end.result == "exit-code" && end.code == "exited" && end.status == "0";
+    Systemd systemd;
+    const auto job = systemd.job(machine.name().unit());
+    if (systemd.isStopping())
+      end.cause = EndCause::shutdown;
+    else if (job == "stop" || job == "restart" || job == "try-restart")
+      end.cause = EndCause::systemd;
+    else if (!began || run->leader == 0 || unconnected)
+      end.cause = EndCause::start;
+  } catch (const Error& problem) {
+    // Nobody to ask: the host goes down.
+    end.cause = end.result == "success" ? EndCause::shutdown : EndCause::payload;
+    spdlog::warn("{}", problem.what());
+  }
+}
+
+void syncWorkspace(const Machine& machine) {
+  const Fd directory = openWithoutLinks(machine.card.workspace.str(), O_RDONLY | O_DIRECTORY);
+  if (!directory || syncfs(directory.get()) < 0)
+    spdlog::warn("{}", errnoError("sync " + machine.card.workspace.str()).what());
 }
 
 }  // namespace
 
-void prepareMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
+void prepareMachine(const Settings& settings, const Machine& machine, const std::string& invocation,
+                    Systemd& systemd) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   checkGuards(settings, machine, systemd);
   // The last one, if it was killed: this is the unit's start, so nothing of it runs.
@@ -130,10 +203,12 @@ void prepareMachine(const Settings& settings, const Machine& machine, Systemd& s
   checkWorkspaceLimit(settings, machine, workspace.get());
   mountMapped(workspace.get(), paths.workspace, {agent, agent});
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
-  removeEndRecord(paths.runtime);
-  (void)consumeExpiredMark(paths.runtime);
+  // Of a stop that was killed.
+  (void)takeStopReason(paths.state);
   const gid_t group = proxyGroup(settings);
-  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, group}}}, systemd);
+  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, group}},
+             MakeDirectory{paths.notices, 0755, {}}},
+            systemd);
   // Watched first, read then: no change falls between the two.
   if (machine.card.apiKeyFile)
     systemd.startWatch(paths.keyWatch, "API key of agent " + machine.card.id.str(),
@@ -142,24 +217,26 @@ void prepareMachine(const Settings& settings, const Machine& machine, Systemd& s
     const auto lock = lockKey(settings, machine);
     deliverKey(machine, paths, group);
   }
-  const RunRecord record{.since = now(), .ttlDeadline = ttlDeadline(machine, paths, systemd), .leader = 0};
-  writeRunRecord(paths.runtime, record);
-  if (record.ttlDeadline)
-    systemd.startTimer(paths.ttlTimer, "TTL of agent " + machine.card.id.str(), *record.ttlDeadline);
+  const auto lock = lockRun(settings, machine);
+  const RunRecord record = beginRun(machine, paths, invocation, systemd);
+  writeRunRecord(paths.state, record);
+  startTtl(settings, machine, record, systemd);
 }
 
 void connectMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  auto record = readRunRecord(paths.runtime);
+  const auto lock = lockRun(settings, machine);
+  auto record = readRunRecord(paths.state);
   if (!record) throw Error("connect " + machine.name().str() + ": the machine was not prepared");
   record->leader = Machined(systemd.bus()).leader(machine.name().str());
-  limitKernelObjects(record->leader);  // first: the payload waits for its network
+  // First: the payload waits for its network.
+  limitKernelObjects(record->leader);
+  // Then this: the payload begins, and may end, while the rest is done.
+  writeRunRecord(paths.state, *record);
   attachMachine(settings, machine, record->leader);
-  writeRunRecord(paths.runtime, *record);
 }
 
-void releaseMachine(const Settings& settings, const Machine& machine, const std::string& result,
-                    const std::string& status) {
+void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   {
     const auto lock = lockKey(settings, machine);
@@ -167,11 +244,10 @@ void releaseMachine(const Settings& settings, const Machine& machine, const std:
   }
   removeFile(paths.credentials + "/server-password");
   unmountMapped(paths.workspace);
-  detachMachine(settings, machine.allocation.address);
-  writeEndRecord(
-      paths.runtime,
-      {.at = now(), .expired = consumeExpiredMark(paths.runtime), .result = result, .status = status});
-  // Last, and not at all costs: while the host goes down there may be no bus any more. A watch that is left
+  removePort(hostInterface(settings, machine.allocation.address), machine.allocation.address);
+  judgeEnd(machine, paths, end);
+  writeEndRecord(paths.state, end);
+  // Not at all costs: while the host goes down there may be no bus any more. A watch that is left
   // finds no running machine to deliver to, a timer none to end, and the next start replaces both. Not by
   // Wants= and StopWhenUnneeded=: a failed unit, and one whose next start is queued, keep what they want
   // loaded, and the next run would have the watch or the deadline of the last, or none.
@@ -182,6 +258,8 @@ void releaseMachine(const Settings& settings, const Machine& machine, const std:
   } catch (const Error& cause) {
     spdlog::warn("{}", cause.what());
   }
+  // Once all else is done: it may take as long as the disk does.
+  syncWorkspace(machine);
 }
 
 void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
@@ -212,9 +290,71 @@ void mountWorkspace(const Settings& settings, const AbsolutePath& workspace) {
   mountImage(imagePath(settings, workspace), workspace.str());
 }
 
+FileLock lockRun(const Settings& settings, const Machine& machine) {
+  return FileLock(settings.runtimeDirectory + "/lock/run-" + machine.name().str());
+}
+
+void startTtl(const Settings& settings, const Machine& machine, const RunRecord& record, Systemd& systemd) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  removeFile(paths.notices + "/warning");
+  if (!record.ttlDeadline) {
+    systemd.stop(paths.ttlTimer);
+    return removeFile(paths.notices + "/ends-at");
+  }
+  systemd.startTimer(paths.ttlTimer, "TTL of agent " + machine.card.id.str(),
+                     timesOfTtl(*record.ttlDeadline));
+  writeFileAtomically(paths.notices + "/ends-at", inUtc(*record.ttlDeadline) + "\n", 0644);
+}
+
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
-  markExpired(machinePaths(settings, machine.card.id, machine.allocation.address).runtime);
-  systemd.stop(machine.name().unit());
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  constexpr std::chrono::seconds timersAccuracy{1};
+  std::optional<RunRecord> run;
+  try {
+    const auto lock = lockRun(settings, machine);
+    run = readRunRecord(paths.state);
+    if (run && !run->ttlDeadline) return;  // it was taken away just now
+    if (run && *run->ttlDeadline - monotonicNow() > longestWarning + timersAccuracy)
+      return startTtl(settings, machine, *run, systemd);  // it was made longer just now
+    if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) {
+      const auto message = std::format("agent {}: its TTL ends at {}, then it is stopped",
+                                       machine.card.id.str(), inUtc(*run->ttlDeadline));
+      warnInJournal(machine.name().unit(), message);
+      writeFileAtomically(paths.notices + "/warning", message + "\n", 0644);
+    }
+  } catch (const Error& problem) {
+    // Neither a full disk nor a bad record makes a machine live longer.
+    spdlog::warn("{}", problem.what());
+  }
+  // The timer of the end does not start this once more while it runs.
+  if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) return;
+  endRun(settings, machine, systemd, {.cause = EndCause::ttl, .by = ""});
+}
+
+void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, const StopReason& reason,
+            std::optional<std::chrono::seconds> timeout) {
+  const std::string unit = machine.name().unit();
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  const std::string& state = paths.state;
+  const auto active = systemd.activeState(unit);
+  if (active == "inactive" || active == "failed") return;
+  try {
+    noteStopReason(state, reason);
+  } catch (const Error& problem) {
+    // A full disk keeps nobody from stopping.
+    spdlog::warn("{}", problem.what());
+  }
+  systemd.stop(unit, timeout);
+  systemd.resetFailed(unit);
+  // One that waited to be started again ended before, so no hook took the reason.
+  const auto left = takeStopReason(state);
+  if (left) systemd.stop(paths.ttlTimer);
+  auto end = left ? readEndRecord(state) : std::nullopt;
+  if (!end) return;
+  end->cause = left->cause;
+  end->by = left->by;
+  end->at = now();
+  writeEndRecord(state, *end);
 }
 
 }  // namespace agentmachine

@@ -1,30 +1,47 @@
 // What the machine's unit runs around nspawn, so that a machine is the same however it was started.
 #pragma once
+#include <chrono>
+#include <optional>
 #include <string>
 
 #include "plan/machine.h"
+#include "system/run_record.h"
 #include "system/systemd.h"
+#include "util/lock.h"
 
 namespace agentmachine {
 
 /// ExecStartPre=: checks every guard, hands the key to the proxy and the password to the machine, starts the
-/// TTL. Throws Error that names the guard that is missing: the machine then does not start.
-void prepareMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
+/// TTL, unless this is an automatic restart: then what is left of it goes on. `invocation` is systemd's
+/// $INVOCATION_ID. Throws Error that names the guard that is missing: the machine then does not start.
+void prepareMachine(const Settings& settings, const Machine& machine, const std::string& invocation,
+                    Systemd& systemd);
 
 /// ExecStartPost=: connects the running machine to the bridge.
 void connectMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
 
-/// ExecStopPost=: takes back what the two above gave, and notes how the run ended. `result` and `status` are
-/// systemd's $SERVICE_RESULT and $EXIT_STATUS.
-void releaseMachine(const Settings& settings, const Machine& machine, const std::string& result,
-                    const std::string& status);
+/// ExecStopPost=: takes back what the two above gave, and notes how the run ended: `end` has what systemd
+/// says of it, the rest is found out here.
+void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end);
 
 /// Of agentmachine-key@.service, which is started when the key file changes: delivers the key again if the
 /// machine runs. Throws Error if the key is bad: then the machine has none.
 void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd);
 
-/// Of agentmachine-expire@.service, which the TTL's timer starts: stops the machine and notes why.
+/// Held while the record of the present run is changed: short.
+FileLock lockRun(const Settings& settings, const Machine& machine);
+
+/// Has the timer and what the agent is told follow the record's deadline. The caller holds lockRun.
+void startTtl(const Settings& settings, const Machine& machine, const RunRecord& record, Systemd& systemd);
+
+/// Of agentmachine-expire@.service, which the TTL's timer starts: warns shortly before the end, at the end
+/// stops the machine and notes why.
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
+
+/// Stops the machine, and has the end of its run say why. After `timeout` (systemd's own if absent) all of it
+/// is killed. Does nothing if it does not run.
+void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, const StopReason& reason,
+            std::optional<std::chrono::seconds> timeout = std::nullopt);
 
 /// Of agentmachine-workspace@.service: mounts the image that holds a workspace.
 void mountWorkspace(const Settings& settings, const AbsolutePath& workspace);

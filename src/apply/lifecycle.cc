@@ -3,10 +3,15 @@
 #include <filesystem>
 
 #include "apply/apply.h"
+#include "apply/hooks.h"
 #include "plan/policy.h"
+#include "plan/repair.h"
+#include "system/clock.h"
 #include "system/host.h"
 #include "system/network.h"
+#include "system/remains.h"
 #include "util/error.h"
+#include "util/file.h"
 #include "util/lock.h"
 #include "util/process.h"
 #include "util/text.h"
@@ -24,6 +29,17 @@ FileLock lockState(const Settings& settings) {
 /// these.
 FileLock lockMachine(const Settings& settings, const Machine& machine) {
   return FileLock(settings.runtimeDirectory + "/lock/" + machine.name().str());
+}
+
+/// Renders the machine as it was read before its lock was got, unless somebody was faster. Throws Error then.
+void renderAsRead(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  const auto lock = lockState(settings);
+  const auto present = readMachine(settings, machine.card.id);
+  if (!present || present->allocation != machine.allocation) throw Error("the machine was removed just now");
+  // `run` has it wait for its one command.
+  if (present->card != machine.card && withIdlePayload(*present).card != machine.card)
+    throw Error("its card was changed just now: try again");
+  applyPlan(planRender(machine, snapshot(settings, {})), systemd);
 }
 
 /// The last lines of a unit's present or last run, indented, for an error message.
@@ -61,6 +77,35 @@ void applyChange(const Plan& plan, const Card& card, const Host& host, Systemd& 
   if (uncut) throw *uncut;
 }
 
+/// A command that was killed between ending a timer and making the next would let a machine live for ever.
+/// Returns what went wrong, or "".
+std::string mendTtl(const Settings& settings, const Machine& machine, const Remains& remains,
+                    Systemd& systemd, bool dryRun, const std::function<void(const std::string&)>& tell) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  if (!remains.running.contains(machine.name().str()) || remains.units.contains(paths.ttlTimer)) return "";
+  try {
+    // One that starts, ends or waits to be started again has its timer from the hooks.
+    if (systemd.activeState(machine.name().unit()) != "active") return "";
+    const auto lock = lockRun(settings, machine);
+    const auto run = readRunRecord(paths.state);
+    if (!run || !run->ttlDeadline || run->boot != bootId()) return "";
+    tell("start " + paths.ttlTimer);
+    if (!dryRun) startTtl(settings, machine, *run, systemd);
+    return "";
+  } catch (const Error& cause) {
+    return cause.what();
+  }
+}
+
+/// There once machines were brought back after a boot, or a new one was made: from then on people start and
+/// stop them. In /run, so that it is gone after a boot.
+std::string bootedMark(const Settings& settings) {
+  return settings.runtimeDirectory + "/booted";
+}
+void markBooted(const Settings& settings) {
+  if (!std::filesystem::exists(bootedMark(settings))) writeFileAtomically(bootedMark(settings), "", 0644);
+}
+
 /// Workspaces that have an image, of machines or kept when one was removed.
 std::vector<AbsolutePath> keptImages(const Settings& settings) {
   std::vector<AbsolutePath> workspaces;
@@ -84,6 +129,7 @@ Machine createMachine(const Settings& settings, const Card& card, Systemd& syste
     const auto lock = lockState(settings);
     const Host host = snapshot(settings, {card});
     applyChange(planCreate(card, host), card, host, systemd);
+    markBooted(settings);
     return readMachine(settings, card.id).value();
   });
 }
@@ -108,13 +154,24 @@ void startMachine(const Settings& settings, const Machine& machine, Systemd& sys
   const std::string unit = machine.name().unit();
   inContext("start " + machine.card.id.str(), [&] {
     const auto lock = lockMachine(settings, machine);
-    if (systemd.activeState(unit) == "active") return;
-    applyPlan(planRender(machine, snapshot(settings, {})), systemd);
+    const auto found = systemd.listUnits(unit);
+    if (!found.empty() && found[0].active == "active") return;
+    // A start would wait for the pause before the next try to pass.
+    if (!found.empty() && found[0].sub.starts_with("auto-restart")) systemd.stop(unit);
+    // A person may try as often as need be.
+    systemd.resetFailed(unit);
+    renderAsRead(settings, machine, systemd);
     try {
       systemd.start(unit);
     } catch (const Error& cause) {
-      throw Error(std::string(cause.what()) + "; its last words:" + journalTail(unit) +
-                  "\n  more: journalctl -u " + unit);
+      const Error told(std::string(cause.what()) + "; its last words:" + journalTail(unit) +
+                       "\n  more: journalctl -u " + unit);
+      // Who was told that it failed doesn't expect it to run a minute later.
+      if (systemd.activeState(unit) == "activating") {
+        systemd.stop(unit);
+        systemd.stop(machinePaths(settings, machine.card.id, machine.allocation.address).ttlTimer);
+      }
+      throw told;
     }
   });
 }
@@ -122,15 +179,39 @@ void startMachine(const Settings& settings, const Machine& machine, Systemd& sys
 void renderMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
   inContext("render " + machine.card.id.str(), [&] {
     const auto lock = lockMachine(settings, machine);
-    applyPlan(planRender(machine, snapshot(settings, {})), systemd);
+    renderAsRead(settings, machine, systemd);
   });
 }
 
-void stopMachine(const Settings& settings, const Machine& machine, Systemd& systemd,
+void stopMachine(const Settings& settings, const Machine& machine, Systemd& systemd, const std::string& by,
                  std::optional<std::chrono::seconds> timeout) {
   inContext("stop " + machine.card.id.str(), [&] {
     const auto lock = lockMachine(settings, machine);
-    systemd.stop(machine.name().unit(), timeout);
+    endRun(settings, machine, systemd, {.cause = EndCause::person, .by = by}, timeout);
+  });
+}
+
+std::optional<std::chrono::seconds> changeTtl(const Settings& settings, const Machine& machine,
+                                              Systemd& systemd, const TtlChange& change) {
+  return inContext("ttl of " + machine.card.id.str(), [&]() -> std::optional<std::chrono::seconds> {
+    constexpr std::chrono::seconds longest = std::chrono::days(365);
+    const auto lock = lockMachine(settings, machine);
+    const auto runLock = lockRun(settings, machine);
+    const auto state = machinePaths(settings, machine.card.id, machine.allocation.address).state;
+    auto run = readRunRecord(state);
+    if (!run || systemd.activeState(machine.name().unit()) != "active")
+      throw Error("the machine does not run; `ttl_seconds` of its card counts from its next start");
+    const auto now = monotonicNow();
+    const auto base = change.kind == TtlChange::Kind::by ? run->ttlDeadline.value_or(now) : now;
+    run->ttlDeadline = base + change.duration;
+    if (change.kind == TtlChange::Kind::none) run->ttlDeadline.reset();
+    if (run->ttlDeadline && *run->ttlDeadline - now > longest)
+      throw Error("that is more than a year; use `off`");
+    // The record first: a timer that fires meanwhile asks it.
+    writeRunRecord(state, *run);
+    startTtl(settings, machine, *run, systemd);
+    if (!run->ttlDeadline) return std::nullopt;
+    return std::chrono::round<std::chrono::seconds>(*run->ttlDeadline - now);
   });
 }
 
@@ -140,20 +221,54 @@ void removeMachine(const Settings& settings, const Machine& machine, Systemd& sy
     // Before the state's lock: a stop takes as long as its payload takes.
     systemd.stop(machine.name().unit());
     const auto stateLock = lockState(settings);
-    applyPlan(planRemove(machine, settings, removeWorkspace), systemd);
+    // It may have been removed, and made again with another address, before its lock was got.
+    if (const auto present = readMachine(settings, machine.card.id))
+      applyPlan(planRemove(*present, settings, removeWorkspace), systemd);
   });
 }
 
-void renderAll(const Settings& settings, Systemd& systemd) {
+void repairMachines(const Settings& settings, Systemd& systemd, bool dryRun,
+                    const std::function<void(const std::string&)>& tell) {
   const auto lock = lockState(settings);
   const Host host = snapshot(settings, {});
+  Remains remains = agentmachine::remains(settings, systemd);
+  FoundAt found = lookAt(pathsToLookAt(host, remains));
+  // A machine that starts just now has what it would not have if it did not run: looked at again until
+  // nothing changed.
+  for (auto running = runningMachines(systemd); running != remains.running;
+       running = runningMachines(systemd)) {
+    remains = agentmachine::remains(settings, systemd);
+    found = lookAt(pathsToLookAt(host, remains));
+  }
   std::string failures;
-  for (const auto& [id, machine] : host.machines) {
-    try {
-      applyPlan(planRender(machine, host), systemd);
-    } catch (const Error& cause) {
-      failures += "\n  " + id + ": " + cause.what();
+  // Each by itself: one that can't be done undoes no other.
+  const auto mend = [&](const Plan& plan) {
+    for (const auto& action : plan) {
+      const std::string text = describe(Plan{action});
+      tell(text.substr(0, text.find('\n')));
     }
+    try {
+      if (!dryRun) applyPlan(plan, systemd);
+    } catch (const Error& cause) {
+      failures += std::string("\n  ") + cause.what();
+    }
+  };
+  for (const auto& action : planLeftovers(host, remains, found)) mend({action});
+  for (const auto& [id, machine] : host.machines) {
+    if (const auto plan = planMissing(machine, host, remains, found); !plan.empty()) mend(plan);
+    if (const auto why = mendTtl(settings, machine, remains, systemd, dryRun, tell); !why.empty())
+      failures += "\n  " + why;
+  }
+  if (!failures.empty()) throw Error("repair:" + failures);
+}
+
+void bringMachinesBack(const Settings& settings, Systemd& systemd,
+                       const std::function<void(const std::string&)>& tell) {
+  std::string failures;
+  try {
+    repairMachines(settings, systemd, false, tell);
+  } catch (const Error& cause) {
+    failures += std::string("\n") + cause.what();
   }
   for (const auto& workspace : keptImages(settings)) {
     try {
@@ -162,7 +277,17 @@ void renderAll(const Settings& settings, Systemd& systemd) {
       failures += "\n  " + workspace.str() + ": " + cause.what();
     }
   }
-  if (!failures.empty()) throw Error("render machines:" + failures);
+  if (!std::filesystem::exists(bootedMark(settings))) {
+    for (const auto& [id, machine] : readMachines(settings)) {
+      try {
+        if (machine.card.autostart) systemd.enqueueStart(machine.name().unit());
+      } catch (const Error& cause) {
+        failures += "\n  " + id + ": " + cause.what();
+      }
+    }
+    markBooted(settings);
+  }
+  if (!failures.empty()) throw Error("bring machines back:" + failures);
 }
 
 }  // namespace agentmachine

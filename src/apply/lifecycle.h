@@ -20,22 +20,41 @@ std::vector<HostPattern> changeHosts(
     const Settings& settings, const AgentId& id, Systemd& systemd,
     const std::function<std::vector<HostPattern>(std::vector<HostPattern>)>& change);
 
-/// Renders the machine again and starts its unit; does nothing more if it is running. Throws Error with the
-/// last lines of the unit's journal.
+/// Renders the machine again and starts its unit; does nothing more if it is running. One that waits to be
+/// started again after a failure starts now, and anew. Throws Error with the last lines of the unit's
+/// journal; it is not tried again then.
 void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
 
 /// Renders the machine again.
 void renderMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
 
 /// Stops the unit and waits until it is down; after `timeout` (systemd's own if absent) all of it is killed.
-void stopMachine(const Settings& settings, const Machine& machine, Systemd& systemd,
+/// `by` is the name of who wants it.
+void stopMachine(const Settings& settings, const Machine& machine, Systemd& systemd, const std::string& by,
                  std::optional<std::chrono::seconds> timeout);
+
+/// Another end of the present run: `by` more than now set (or, without a TTL, from now), `in` from now, or
+/// none. Returns what is left. Throws Error if the machine does not run.
+struct TtlChange {
+  enum class Kind { by, in, none } kind = Kind::none;
+  std::chrono::seconds duration{0};
+};
+std::optional<std::chrono::seconds> changeTtl(const Settings& settings, const Machine& machine,
+                                              Systemd& systemd, const TtlChange& change);
 
 /// Stops and forgets the machine; its workspace is kept unless asked.
 void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, bool removeWorkspace);
 
-/// Renders every machine of the state, as at boot. Throws Error, after all were tried, that names those that
-/// failed.
-void renderAll(const Settings& settings, Systemd& systemd);
+/// Brings the host to what the state says: what belongs to no machine goes, what is missing or altered is
+/// rendered. Calls `tell` with a line for each thing before it is done; with `dryRun` nothing is done. Throws
+/// Error, after all was tried, that names what failed.
+void repairMachines(const Settings& settings, Systemd& systemd, bool dryRun,
+                    const std::function<void(const std::string&)>& tell);
+
+/// At boot: repairs, and mounts workspaces that have an image. The first time after a boot it has the
+/// machines that their cards mark `autostart` started, and doesn't wait for them. Throws Error as
+/// repairMachines does.
+void bringMachinesBack(const Settings& settings, Systemd& systemd,
+                       const std::function<void(const std::string&)>& tell);
 
 }  // namespace agentmachine

@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::array<std::string_view, 4> providerNames = {"anthropic", "openai", "ollama", "custom"};
 constexpr std::array<std::string_view, 2> deliveryNames = {"broker", "credential"};
+constexpr std::array<std::string_view, 3> restartNames = {"on-failure", "always", "no"};
 
 const Json& schema() {
   static const Json parsed = Json::parse(cardSchema());
@@ -47,6 +48,9 @@ void eachField(auto& card, auto&& field) {
   field("/resource_limits/requests_per_second", card.limits.requestsPerSecond);
   field("/allowed_hosts", card.allowedHosts);
   field("/ttl_seconds", card.ttl);
+  field("/restart", card.restart);
+  field("/stop_timeout_seconds", card.stopTimeout);
+  field("/autostart", card.autostart);
   field("/environment", card.environment);
   field("/memory_deny_write_execute", card.memoryDenyWriteExecute);
 }
@@ -95,6 +99,9 @@ void read(const Json& value, ApiProvider& into) {
 void read(const Json& value, KeyDelivery& into) {
   into = named<KeyDelivery>(value, deliveryNames);
 }
+void read(const Json& value, RestartPolicy& into) {
+  into = named<RestartPolicy>(value, restartNames);
+}
 template <Parsed T>
 void read(const Json& value, std::vector<T>& into) {
   for (const auto& item : value) into.push_back(parsed<T>(item.get_ref<const std::string&>()));
@@ -122,6 +129,9 @@ Json written(ApiProvider value) {
   return toString(value);
 }
 Json written(KeyDelivery value) {
+  return toString(value);
+}
+Json written(RestartPolicy value) {
   return toString(value);
 }
 template <class T>
@@ -156,6 +166,10 @@ std::string_view toString(ApiProvider provider) {
 
 std::string_view toString(KeyDelivery delivery) {
   return deliveryNames.at(static_cast<std::size_t>(delivery));
+}
+
+std::string_view toString(RestartPolicy policy) {
+  return restartNames.at(static_cast<std::size_t>(policy));
 }
 
 std::expected<Card, std::vector<Problem>> parseCard(std::string_view text, CardFormat format) {

@@ -20,6 +20,10 @@ std::string_view toString(ApiProvider provider);
 enum class KeyDelivery { broker, credential };
 std::string_view toString(KeyDelivery delivery);
 
+/// Whether a machine whose payload ended is started again. In systemd's words (Restart=, systemd.service(5)).
+enum class RestartPolicy { onFailure, always, no };
+std::string_view toString(RestartPolicy policy);
+
 /// The card's `resource_limits`, with the seed's defaults.
 struct ResourceLimits {
   std::uint64_t memoryMb = 4096;
@@ -47,6 +51,9 @@ struct Card {
   ResourceLimits limits{};
   std::vector<HostPattern> allowedHosts{};  ///< empty: the provider only
   std::chrono::seconds ttl{0};              ///< 0: no end
+  RestartPolicy restart = RestartPolicy::onFailure;
+  std::chrono::seconds stopTimeout{10};  ///< from SIGTERM to SIGKILL
+  bool autostart = false;                ///< started when the host boots
   std::map<EnvironmentName, PlainText> environment{};
   std::vector<PlainText> command{};  ///< empty: `opencode serve`
   std::optional<PlainText> model{};

@@ -22,12 +22,15 @@ void addCreateCommand(CLI::App& app);
 void addDenyCommand(CLI::App& app);
 void addDoctorCommand(CLI::App& app, int& status);
 void addExecCommand(CLI::App& app, int& status);
+void addExportCommand(CLI::App& app);
 void addHookCommand(CLI::App& app);
 void addImageCommand(CLI::App& app);
 void addListCommand(CLI::App& app);
 void addLogsCommand(CLI::App& app, int& status);
+void addMetricsCommand(CLI::App& app);
 void addPlanCommand(CLI::App& app);
 void addRemoveCommand(CLI::App& app);
+void addRepairCommand(CLI::App& app);
 void addRestartCommand(CLI::App& app);
 void addRunCommand(CLI::App& app, int& status);
 void addSchemaCommand(CLI::App& app);
@@ -35,6 +38,7 @@ void addShellCommand(CLI::App& app, int& status);
 void addShowCommand(CLI::App& app);
 void addStartCommand(CLI::App& app);
 void addStopCommand(CLI::App& app);
+void addTtlCommand(CLI::App& app);
 void addWhyCommand(CLI::App& app, int& status);
 
 }  // namespace agentmachine

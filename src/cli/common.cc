@@ -9,6 +9,7 @@
 #include <format>
 #include <iostream>
 
+#include <pwd.h>
 #include <unistd.h>
 
 #include "system/host.h"
@@ -49,6 +50,23 @@ std::size_t width(const std::string& text) {
 
 void requireRoot(const std::string& what) {
   if (geteuid() != 0) throw Error(what + ": only root may do this; try: sudo agentmachine " + what);
+}
+
+std::string caller() {
+  if (const char* name = std::getenv("SUDO_USER"); name && *name) return printable(name);
+  uid_t user = geteuid();
+  try {
+    // Of the login; 4294967295 if there was none (proc(5)).
+    const auto login = trim(readFile("/proc/self/loginuid", 16));
+    std::uint32_t number = 0;
+    const auto [end, error] = std::from_chars(login.data(), login.data() + login.size(), number);
+    if (error == std::errc() && end == login.data() + login.size() && number != ~std::uint32_t{0})
+      user = number;
+  } catch (const Error&) {
+    // A kernel without CONFIG_AUDIT.
+  }
+  const auto* entry = getpwuid(user);
+  return entry ? printable(entry->pw_name) : std::to_string(user);
 }
 
 Card loadCard(const std::string& path) {

@@ -12,6 +12,9 @@ namespace agentmachine {
 /// Throws Error that says so unless this process is root's. `what` is the command.
 void requireRoot(const std::string& what);
 
+/// The name of the person who runs this command: behind sudo, or as they logged in.
+std::string caller();
+
 /// Reads a card; its format is told by the ending, .toml or anything else. Throws Error that lists every
 /// problem.
 Card loadCard(const std::string& path);

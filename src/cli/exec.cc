@@ -163,7 +163,7 @@ void addRunCommand(CLI::App& app, int& status) {
       return execIn(machine, opencode, *terminal, systemd);
     });
     Systemd systemd;
-    stopMachine(settings, machine, systemd, std::nullopt);
+    stopMachine(settings, machine, systemd, caller(), std::nullopt);
     // Whoever starts it next gets what the card says.
     renderMachine(settings, machine, systemd);
   });

@@ -1,5 +1,6 @@
 // Not for people: what our units run. Hidden from --help; HACKING.md lists which unit runs which.
 #include <cstdlib>
+#include <iostream>
 #include <memory>
 
 #include "apply/hooks.h"
@@ -10,6 +11,7 @@
 #include "system/host.h"
 #include "system/network.h"
 #include "util/error.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -40,7 +42,7 @@ void addHookCommand(CLI::App& app) {
   addMachineHook(*hook, "prepare", "ExecStartPre= of a machine",
                  [](const Settings& settings, const Machine& machine) {
                    Systemd systemd;
-                   prepareMachine(settings, machine, systemd);
+                   prepareMachine(settings, machine, variable("INVOCATION_ID"), systemd);
                  });
   addMachineHook(*hook, "attach", "ExecStartPost= of a machine",
                  [](const Settings& settings, const Machine& machine) {
@@ -49,7 +51,15 @@ void addHookCommand(CLI::App& app) {
                  });
   addMachineHook(*hook, "release", "ExecStopPost= of a machine",
                  [](const Settings& settings, const Machine& machine) {
-                   releaseMachine(settings, machine, variable("SERVICE_RESULT"), variable("EXIT_STATUS"));
+                   releaseMachine(settings, machine,
+                                  {.invocation = variable("INVOCATION_ID"),
+                                   .at = {},
+                                   .cause = EndCause::payload,
+                                   .by = "",
+                                   .result = variable("SERVICE_RESULT"),
+                                   .code = variable("EXIT_CODE"),
+                                   .status = variable("EXIT_STATUS"),
+                                   .oomKills = 0});
                  });
   addMachineHook(*hook, "expire", "of agentmachine-expire@.service",
                  [](const Settings& settings, const Machine& machine) {
@@ -71,7 +81,9 @@ void addHookCommand(CLI::App& app) {
   });
   hook->add_subcommand("render", "of agentmachine-render.service, at boot")->callback([] {
     Systemd systemd;
-    renderAll(readSettings(), systemd);
+    // For the unit's journal.
+    bringMachinesBack(readSettings(), systemd,
+                      [](const std::string& line) { std::cerr << printable(line) << "\n"; });
   });
   hook->add_subcommand("proxy-config", "of agentmachine-proxy.service")->callback([] {
     configureProxy(readSettings());

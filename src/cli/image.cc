@@ -11,9 +11,12 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "cli/progress.h"
+#include "export/names.h"
+#include "export/oci.h"
 #include "system/host.h"
 #include "system/image_store.h"
 #include "system/nix.h"
+#include "system/oci.h"
 #include "util/error.h"
 #include "util/fd.h"
 #include "util/lock.h"
@@ -125,6 +128,70 @@ void addList(CLI::App& images) {
   });
 }
 
+struct ExportWords {
+  std::string image, target, name{defaultAgentImage};
+  bool zstd = false;
+};
+
+void exportImage(const ExportWords& words) {
+  const auto reference = ImageReference::parse(words.name);
+  if (!reference) throw CLI::ValidationError("--name", inQuotes(words.name) + " " + reference.error());
+  const auto store = openStore(readSettings());
+  const auto images = store.list();
+  if (words.image.empty() && images.empty())
+    throw Error("there is no image yet: `agentmachine image build` makes one");
+  const Image image = words.image.empty() ? images.front() : store.find(words.image);
+  const std::filesystem::path target(words.target);
+  if (words.target.ends_with('/')) std::filesystem::create_directories(target);
+  // Beside what it becomes a part of, and without a name: nothing of it is left if this is killed.
+  const auto whole = std::filesystem::absolute(target);
+  const auto beside = std::filesystem::is_directory(whole) ? whole : whole.parent_path();
+  const Fd layer{open(beside.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
+  if (!layer) throw errnoError("write to " + beside.string());
+  const auto packed = [&] {
+    Progress progress("packing the image");
+    return packLayer(store.tree(image), layer.get(),
+                     words.zstd ? LayerCompression::zstd : LayerCompression::gzip,
+                     [&](std::uint64_t done, std::uint64_t) { progress.update(done, image.bytes); });
+  }();
+  const OciImage oci{.name = reference->str(),
+                     .opencodeVersion = image.opencodeVersion,
+                     .source = image.digest,
+                     .diffId = packed.diffId,
+                     .layerDigest = packed.digest,
+                     .layerBytes = packed.bytes,
+                     .zstd = words.zstd};
+  const auto config = ociConfig(oci), configDigest = sha256(config);
+  const auto manifest = ociManifest(oci, config, configDigest), manifestDigest = sha256(manifest);
+  writeOciLayout(target,
+                 {{"oci-layout", ociLayout()},
+                  {"index.json", ociIndex(oci, manifest, manifestDigest)},
+                  {"blobs/sha256/" + configDigest, config},
+                  {"blobs/sha256/" + manifestDigest, manifest}},
+                 "blobs/sha256/" + packed.digest, layer.get());
+  std::cout << "sha256:" << manifestDigest << "\n";
+}
+
+void addExport(CLI::App& images) {
+  auto* command = images.add_subcommand("export", "write an image for other engines and print its digest");
+  auto words = std::make_shared<ExportWords>();
+  command->add_option("IMAGE", words->image,
+                      "digest, or digits that only one begins with; the newest if left out");
+  command
+      ->add_option("--oci", words->target,
+                   "OCI layout: a tar file, or a directory if it is one or ends with /")
+      ->type_name("PATH")
+      ->required();
+  command->add_option("--name", words->name, "what it is called there")
+      ->type_name("REF")
+      ->capture_default_str();
+  command->add_flag("--zstd", words->zstd, "compress with zstd instead of gzip");
+  command->callback([words] {
+    requireRoot("image export");
+    exportImage(*words);
+  });
+}
+
 void addRemove(CLI::App& images) {
   auto* command = images.add_subcommand("rm", "remove images that no machine has");
   auto names = std::make_shared<std::vector<std::string>>();
@@ -157,11 +224,12 @@ void addPrune(CLI::App& images) {
 }  // namespace
 
 void addImageCommand(CLI::App& app) {
-  auto* images =
-      app.add_subcommand("image", "build, import, list and remove the images that machines start from");
+  auto* images = app.add_subcommand(
+      "image", "build, import, export, list and remove the images that machines start from");
   images->require_subcommand(1);
   addBuild(*images);
   addImport(*images);
+  addExport(*images);
   addList(*images);
   addRemove(*images);
   addPrune(*images);

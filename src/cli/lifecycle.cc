@@ -10,6 +10,7 @@
 #include "cli/common.h"
 #include "system/host.h"
 #include "util/error.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -78,7 +79,7 @@ void addStopCommand(CLI::App& app) {
     Systemd systemd;
     forEach(*ids, [&](const std::string& id) {
       const Machine machine = findMachine(settings, id);
-      stopMachine(settings, machine, systemd, seconds(*timeout));
+      stopMachine(settings, machine, systemd, caller(), seconds(*timeout));
       std::cout << machine.name().str() << "\n";
     });
   });
@@ -95,10 +96,38 @@ void addRestartCommand(CLI::App& app) {
     Systemd systemd;
     forEach(*ids, [&](const std::string& id) {
       const Machine machine = findMachine(settings, id);
-      stopMachine(settings, machine, systemd, seconds(*timeout));
+      stopMachine(settings, machine, systemd, caller(), seconds(*timeout));
       startMachine(settings, machine, systemd);
       std::cout << machine.name().str() << "\n";
     });
+  });
+}
+
+void addTtlCommand(CLI::App& app) {
+  auto* command = app.add_subcommand("ttl", "change when a running machine's time is up");
+  auto id = std::make_shared<std::string>();
+  auto text = std::make_shared<std::string>();
+  command->add_option("ID", *id, "agent id")->required();
+  command
+      ->add_option("TIME", *text,
+                   "from now, as in 90s, 5min, 2h30min, 1d; +TIME: more than now set; off: no end")
+      ->required();
+  command->footer("For the present run only: its next start begins with the card's ttl_seconds again.");
+  command->callback([id, text] {
+    requireRoot("ttl");
+    TtlChange change;
+    if (*text != "off") {
+      const bool more = text->starts_with('+');
+      const auto duration = parseDuration(std::string_view(*text).substr(more ? 1 : 0));
+      if (!duration)
+        throw Error(std::format("{} is no time: write 90s, 5min, 2h30min or 1d, +1h for an hour more, or off",
+                                inQuotes(*text)));
+      change = {.kind = more ? TtlChange::Kind::by : TtlChange::Kind::in, .duration = *duration};
+    }
+    const Settings settings = readSettings();
+    Systemd systemd;
+    const auto left = changeTtl(settings, findMachine(settings, *id), systemd, change);
+    std::cout << (left ? humanDuration(*left) : "off") << "\n";
   });
 }
 
@@ -120,6 +149,21 @@ void addRemoveCommand(CLI::App& app) {
             "{0} stays, mounted at every boot, in {1}; to remove it: umount {0} && rm {1}\n",
             machine.card.workspace.str(), imagePath(settings, machine.card.workspace));
     });
+  });
+}
+
+void addRepairCommand(CLI::App& app) {
+  auto* command = app.add_subcommand("repair", "bring this host to what its machines' cards say");
+  auto dryRun = std::make_shared<bool>(false);
+  command->add_flag("--dry-run", *dryRun, "only say what would be done");
+  command->footer(
+      "Removes what no machine has any more, renders what is missing or was altered. Stops no machine that "
+      "has a card.");
+  command->callback([dryRun] {
+    requireRoot("repair");
+    Systemd systemd;
+    repairMachines(readSettings(), systemd, *dryRun,
+                   [](const std::string& line) { std::cout << printable(line) << std::endl; });
   });
 }
 

@@ -36,31 +36,35 @@ nlohmann::ordered_json toJson(const MachineStatus& status) {
       {"memory_bytes", orNull(status.memoryBytes)},
       {"tasks", orNull(status.tasks)},
       {"unit", status.machine.name().unit()},
+      {"restarts", status.restarts},
   };
   if (status.workspace) {
     json["workspace_bytes"] = status.workspace->bytes;
     json["workspace_limit_bytes"] = status.workspace->limitBytes;
   }
   json["end"] = nullptr;
-  if (status.end) json["end"] = {{"result", status.end->result}, {"status", status.end->status}};
+  if (!status.end && !status.ending.empty()) json["end"] = {{"cause", "lost"}, {"text", status.ending}};
+  if (status.end)
+    json["end"] = {{"cause", toString(status.end->cause)},
+                   {"by", status.end->by},
+                   {"result", status.end->result},
+                   {"code", status.end->code},
+                   {"status", status.end->status},
+                   {"oom_kills", status.end->oomKills},
+                   {"at", std::format("{:%FT%TZ}", status.end->at)},
+                   {"text", status.ending}};
   return json;
-}
-
-std::string stateForPeople(const MachineStatus& status) {
-  std::string text(toString(status.state));
-  if (status.state == MachineState::failed && status.end)
-    text += " (" + status.end->result + (status.end->status.empty() ? "" : " " + status.end->status) + ")";
-  return text;
 }
 
 std::vector<std::string> tableRow(const MachineStatus& status) {
   return {status.machine.card.id.str(),
-          stateForPeople(status),
+          std::string(toString(status.state)),
           status.machine.allocation.address.str(),
           status.memoryBytes ? humanBytes(*status.memoryBytes) : "-",
           status.tasks ? std::to_string(*status.tasks) : "-",
           status.ttlRemaining ? humanDuration(*status.ttlRemaining) : "-",
           status.since ? humanTime(*status.since) : "-",
+          status.ending.empty() ? "-" : status.ending,
           status.machine.card.workspace.str()};
 }
 
@@ -71,10 +75,13 @@ void printDetails(const MachineStatus& status) {
   const auto& [card, allocation] = status.machine;
   row("ID", card.id.str());
   row("Machine", status.machine.name().str());
-  row("State", stateForPeople(status));
+  row("State", std::string(toString(status.state)));
   if (status.since) row("Since", humanTime(*status.since));
   if (status.leader) row("Leader", std::to_string(*status.leader));
   if (status.ttlRemaining) row("TTL left", humanDuration(*status.ttlRemaining));
+  if (status.restarts > 0) row("Restarts", std::to_string(status.restarts));
+  if (!status.ending.empty())
+    row("Last end", status.ending + (status.end ? ", " + humanTime(status.end->at) : ""));
   row("Address", allocation.address.str());
   row("Workspace", card.workspace.str());
   if (status.workspace)
@@ -115,7 +122,7 @@ void addListCommand(CLI::App& app) {
     }
     std::vector<std::vector<std::string>> rows;
     for (const auto& status : statuses) rows.push_back(tableRow(status));
-    printTable({"ID", "STATE", "ADDRESS", "MEMORY", "TASKS", "TTL", "SINCE", "WORKSPACE"}, rows);
+    printTable({"ID", "STATE", "ADDRESS", "MEMORY", "TASKS", "TTL", "SINCE", "LAST END", "WORKSPACE"}, rows);
   });
 }
 

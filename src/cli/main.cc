@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
   addStartCommand(app);
   addStopCommand(app);
   addRestartCommand(app);
+  addTtlCommand(app);
   addRemoveCommand(app);
   addListCommand(app);
   addShowCommand(app);
@@ -51,6 +52,7 @@ int main(int argc, char** argv) {
   addAttachCommand(app, status);
   addLogsCommand(app, status);
   addAuditCommand(app);
+  addMetricsCommand(app);
   addAllowCommand(app);
   addDenyCommand(app);
   addWhyCommand(app, status);
@@ -58,7 +60,9 @@ int main(int argc, char** argv) {
   addPlanCommand(app);
   addSchemaCommand(app);
   addImageCommand(app);
+  addExportCommand(app);
   addDoctorCommand(app, status);
+  addRepairCommand(app);
   addHookCommand(app);
 
   try {

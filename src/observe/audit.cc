@@ -4,15 +4,16 @@
 
 namespace agentmachine {
 
-void readAudit(const AuditQuery& query, const std::function<bool(const AuditRecord&)>& entry) {
+std::string readAudit(const AuditQuery& query, const std::function<bool(const AuditRecord&)>& entry) {
   JournalQuery wanted{
       .matches = {"_SYSTEMD_UNIT=agentmachine-proxy.service", "MESSAGE_ID=" + std::string(auditMessageId)},
       .since = query.since,
+      .afterCursor = query.afterCursor,
       .last = query.last,
       .follow = query.follow};
   if (query.id) wanted.matches.push_back("AGENTMACHINE_ID=" + query.id->str());
   if (query.denied) wanted.matches.emplace_back("AGENTMACHINE_DECISION=deny");
-  readJournal(wanted, [&](const std::string& message) { return entry(parseAuditRecord(message)); });
+  return readJournal(wanted, [&](const std::string& message) { return entry(parseAuditRecord(message)); });
 }
 
 }  // namespace agentmachine

@@ -10,10 +10,11 @@
 #include <unistd.h>
 
 #include "build_config.h"
-#include "plan/plan.h"
+#include "plan/repair.h"
 #include "system/host.h"
 #include "system/idmap.h"
 #include "system/image_store.h"
+#include "system/remains.h"
 #include "system/systemd.h"
 #include "util/error.h"
 #include "util/file.h"
@@ -25,8 +26,6 @@ namespace agentmachine {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::size_t maxRenderedBytes = 8 * 1024 * 1024;
 
 /// What a command prints, or nothing if it fails or is not there.
 std::optional<std::string> said(const std::vector<std::string>& argv) {
@@ -132,44 +131,11 @@ std::vector<FileSystemFacts> fileSystems(const Settings& settings,
   return facts;
 }
 
-/// Whether what an action of a plan writes is there, and is what it writes.
-enum class Rendered { asPlanned, missing, altered };
-
-Rendered compare(const Action& action) {
-  struct stat st{};
-  if (const auto* file = std::get_if<WriteFile>(&action)) {
-    if (lstat(file->path.c_str(), &st) < 0) return Rendered::missing;
-    const bool same = S_ISREG(st.st_mode) && (st.st_mode & 07777) == file->mode &&
-                      Owner{st.st_uid, st.st_gid} == file->owner &&
-                      readFile(file->path, maxRenderedBytes) == file->content;
-    return same ? Rendered::asPlanned : Rendered::altered;
-  }
-  if (const auto* link = std::get_if<Link>(&action)) {
-    std::error_code error;
-    if (lstat(link->path.c_str(), &st) < 0) return Rendered::missing;
-    return fs::read_symlink(link->path, error) == link->target ? Rendered::asPlanned : Rendered::altered;
-  }
-  if (const auto* directory = std::get_if<MakeDirectory>(&action))
-    return lstat(directory->path.c_str(), &st) == 0 ? Rendered::asPlanned : Rendered::missing;
-  return Rendered::asPlanned;
-}
-
-std::string pathOf(const Action& action) {
-  if (const auto* file = std::get_if<WriteFile>(&action)) return file->path;
-  if (const auto* link = std::get_if<Link>(&action)) return link->path;
-  if (const auto* directory = std::get_if<MakeDirectory>(&action)) return directory->path;
-  return "";
-}
-
-void compareRendered(const Machine& machine, const Host& host, MachineFacts& facts) {
-  const auto plan = planRender(machine, host);
-  // `run` has the machine wait while its one opencode works in it.
-  const auto waiting = planRender(withIdlePayload(machine), host);
-  for (std::size_t i = 0; i < plan.size(); ++i) {
-    const auto rendered = compare(plan[i]);
-    if (rendered == Rendered::missing) facts.missing.push_back(pathOf(plan[i]));
-    if (rendered == Rendered::altered && !(facts.running && compare(waiting[i]) == Rendered::asPlanned))
-      facts.altered.push_back(pathOf(plan[i]));
+void compareRendered(const Machine& machine, const Host& host, const Remains& remains, const FoundAt& found,
+                     MachineFacts& facts) {
+  for (const auto& action : planMissing(machine, host, remains, found)) {
+    if (pathOf(action).empty()) continue;
+    (compare(action, found) == Rendered::missing ? facts.missing : facts.altered).push_back(pathOf(action));
   }
 }
 
@@ -197,81 +163,33 @@ std::vector<std::string> administratorsDropIns(const std::map<std::string, Machi
   return files;
 }
 
-/// What is named like one of ours and belongs to nobody. `running` are names of machines.
-std::vector<Leftover> leftovers(const Settings& settings, const std::map<std::string, Machine>& machines,
-                                const std::set<std::string>& running, const NetworkFacts& network) {
-  std::set<std::string> names, addresses, runningAddresses, ports;
-  for (const auto& [id, machine] : machines) {
-    const auto name = machine.name().str(), address = machine.allocation.address.str();
-    names.insert(name);
-    addresses.insert(address);
-    if (!running.contains(name)) continue;
-    runningAddresses.insert(address);
-    ports.insert(hostInterface(settings, machine.allocation.address));
-  }
-  std::vector<Leftover> found;
-  // Of each directory, what begins with `before` and ends with `after` around a name that isn't in `known`.
-  const auto look = [&](const std::string& directory, std::string_view before, std::string_view after,
-                        const std::set<std::string>& known, std::string_view remove) {
-    for (const auto& entry : entries(directory)) {
-      if (!entry.starts_with(before) || !entry.ends_with(after) || entry.starts_with(".")) continue;
-      if (entry.size() < before.size() + after.size()) continue;
-      if (known.contains(entry.substr(before.size(), entry.size() - before.size() - after.size()))) continue;
-      const auto path = directory + "/" + entry;
-      found.push_back({path, std::string(remove) + " " + path});
-    }
-  };
-  std::set<std::string> namesWithoutPrefix;
-  for (const auto& name : names) namesWithoutPrefix.insert(name.substr(std::string_view("agent-").size()));
-  look("/run/machines", "agent-", "", namesWithoutPrefix, "rm");
-  look("/run/systemd/nspawn", "agent-", ".nspawn", namesWithoutPrefix, "rm");
-  look("/run/systemd/system", "systemd-nspawn@agent-", ".service.d", namesWithoutPrefix, "rm -r");
-  look(settings.runtimeDirectory + "/machines", "", "", names, "rm -r");
-  look(settings.runtimeDirectory + "/workspaces", "", "", running, "umount");
-  look(settings.runtimeDirectory + "/policy", "", "", addresses, "rm");
-  look(settings.runtimeDirectory + "/keys", "", "", runningAddresses, "rm");
-  for (const auto& port : network.machinePorts)
-    if (!ports.contains(port)) found.push_back({"the interface " + port, "ip link delete " + port});
-  for (const auto& port : network.filterPorts)
-    if (!ports.contains(port))
-      found.push_back({"the packet filter's element of " + port,
-                       "nft flush set bridge agentmachine agents, with no machine running"});
-  const auto states = settings.stateDirectory + "/machines";
-  for (const auto& id : entries(states))
-    if (AgentId::parse(id) && !machines.contains(id) && !fs::exists(states + "/" + id + "/machine.json"))
-      found.push_back(
-          {states + "/" + id, "agentmachine create the card again, or: rm -r " + states + "/" + id});
-  return found;
+/// What an action of planLeftovers takes away.
+std::string objectOf(const Action& action) {
+  if (const auto* remove = std::get_if<Remove>(&action)) return remove->path;
+  if (const auto* unmount = std::get_if<Unmount>(&action)) return unmount->path;
+  if (const auto* port = std::get_if<RemovePort>(&action)) return "the port " + port->interface;
+  if (const auto* unit = std::get_if<StopUnit>(&action)) return unit->unit;
+  return trim(describe(Plan{action}));
 }
 
 /// Names of the machines whose units are up, or on their way up or down.
-std::set<std::string> runningMachines() {
-  std::set<std::string> names;
+void addUnits(const Settings& settings, Remains& found) {
   try {
     Systemd systemd;
-    constexpr std::string_view before = "systemd-nspawn@", after = ".service";
-    for (const auto& unit : systemd.listUnits("systemd-nspawn@agent-*.service"))
-      if (unit.active != "inactive" && unit.active != "failed")
-        names.insert(unit.name.substr(before.size(), unit.name.size() - before.size() - after.size()));
+    found = remains(settings, systemd);
   } catch (const Error&) {
     // Without a systemd that we work with none of ours runs; that is found elsewhere.
   }
-  return names;
 }
 
 std::vector<MachineFacts> machineFacts(const DoctorFacts& facts,
                                        const std::map<std::string, Machine>& machines,
-                                       const std::set<std::string>& running) {
-  std::optional<Host> host;
-  try {
-    host = snapshot(facts.settings, {});
-  } catch (const Error&) {
-    // A user is missing: that is found elsewhere, and without it nothing can be rendered.
-  }
+                                       const std::optional<Host>& host, const Remains& remains,
+                                       const FoundAt& found) {
   std::vector<MachineFacts> list;
   for (const auto& [id, machine] : machines) {
     MachineFacts one{.id = id, .name = machine.name().str()};
-    one.running = running.contains(one.name);
+    one.running = remains.running.contains(one.name);
     one.imagePresent = fs::is_directory(imageTree(facts.settings, machine.allocation.image));
     one.filterKnows =
         facts.network.filterPorts.contains(hostInterface(facts.settings, machine.allocation.address));
@@ -280,7 +198,7 @@ std::vector<MachineFacts> machineFacts(const DoctorFacts& facts,
       one.keyFile = machine.card.apiKeyFile->str();
       one.keyProblem = keyProblem(one.keyFile);
     }
-    if (host) compareRendered(machine, *host, one);
+    if (host) compareRendered(machine, *host, remains, found, one);
     list.push_back(std::move(one));
   }
   return list;
@@ -321,12 +239,22 @@ DoctorFacts collectDoctorFacts() {
   } catch (const Error& cause) {
     facts.stateProblem = cause.what();
   }
-  const auto running = runningMachines();
-  facts.machines = machineFacts(facts, machines, running);
+  std::optional<Host> host;
+  try {
+    host = snapshot(settings, {});
+  } catch (const Error&) {
+    // A user is missing: that is found elsewhere, and without it nothing can be rendered.
+  }
+  Remains remains = remainsOnDisk(settings);
+  addUnits(settings, remains);
+  const auto found = host ? lookAt(pathsToLookAt(*host, remains)) : FoundAt{};
+  facts.machines = machineFacts(facts, machines, host, remains, found);
   facts.fileSystems = fileSystems(settings, machines);
   facts.dropIns = administratorsDropIns(machines);
   // With a state that can't be read everything would look left over.
-  if (facts.stateProblem.empty()) facts.leftovers = leftovers(settings, machines, running, facts.network);
+  if (host)
+    for (const auto& action : planLeftovers(*host, remains, found))
+      facts.leftovers.push_back({objectOf(action), "agentmachine repair"});
   return facts;
 }
 

@@ -1,14 +1,13 @@
 #include "observe/list.h"
 
 #include <algorithm>
-#include <charconv>
-#include <filesystem>
 #include <map>
 
 #include <fcntl.h>
+#include <spdlog/spdlog.h>
 #include <sys/statvfs.h>
 
-#include "plan/unit.h"
+#include "system/cgroup.h"
 #include "system/clock.h"
 #include "system/host.h"
 #include "system/quota.h"
@@ -21,22 +20,6 @@
 namespace agentmachine {
 
 namespace {
-
-/// A number in a file of cgroup v2; nothing if the cgroup has gone meanwhile.
-std::optional<std::uint64_t> cgroupNumber(const MachineName& name, const char* file) {
-  const auto path = std::filesystem::path("/sys/fs/cgroup/machine.slice") / machineSlice / name.unit() / file;
-  std::optional<std::string> text;
-  try {
-    text = readFileIfExists(path, 4096);
-  } catch (const Error&) {
-    // ENODEV: removed between open and read.
-    return std::nullopt;
-  }
-  if (!text) return std::nullopt;
-  std::uint64_t value = 0;
-  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
-  return error == std::errc() ? std::optional(value) : std::nullopt;
-}
 
 /// A question to the quota or the file system, whatever the workspace holds; nothing if it has no limit, or
 /// isn't there any more.
@@ -61,10 +44,31 @@ std::optional<SpaceUsage> workspaceUsage(const Settings& settings, const Machine
   }
 }
 
-MachineState endedState(const std::optional<EndRecord>& end) {
-  if (!end) return MachineState::created;
-  if (end->expired) return MachineState::expired;
-  return end->result == "success" ? MachineState::stopped : MachineState::failed;
+/// A record that a fault of the disk spoilt hides no machine: it is as if there were none.
+template <class Record>
+std::optional<Record> readIfGood(std::optional<Record> (*read)(const std::string&),
+                                 const std::string& state) {
+  try {
+    return read(state);
+  } catch (const Error& cause) {
+    spdlog::warn("{}", cause.what());
+    return std::nullopt;
+  }
+}
+
+MachineState endedState(const std::optional<RunRecord>& run, const std::optional<EndRecord>& end) {
+  if (!run && !end) return MachineState::created;
+  if (!end) return MachineState::stopped;  // the host went down under it
+  switch (end->cause) {
+    case EndCause::ttl:
+      return MachineState::expired;
+    case EndCause::start:
+      return MachineState::failed;
+    case EndCause::payload:
+      return end->result == "success" ? MachineState::stopped : MachineState::failed;
+    default:
+      return MachineState::stopped;
+  }
 }
 
 }  // namespace
@@ -75,6 +79,8 @@ std::string_view toString(MachineState state) {
       return "created";
     case MachineState::running:
       return "running";
+    case MachineState::restarting:
+      return "restarting";
     case MachineState::stopped:
       return "stopped";
     case MachineState::failed:
@@ -96,26 +102,34 @@ std::vector<MachineStatus> listMachines(const Settings& settings, Systemd& syste
     const std::string active = unit == units.end() ? "inactive" : unit->second.active;
     MachineStatus status{.machine = std::move(machine)};
     status.workspace = workspaceUsage(settings, status.machine);
-    status.end = readEndRecord(paths.runtime);
-    if (active == "inactive" || active == "failed") {
-      status.state = endedState(status.end);
+    status.end = readIfGood(readEndRecord, paths.state);
+    const auto run = readIfGood(readRunRecord, paths.state);
+    // The host went down under the last run: there is no record of its end, only one of a run before it.
+    const bool lost =
+        run && run->boot != bootId() && (!status.end || status.end->invocation != run->invocation);
+    if (lost) status.end.reset();
+    if (lost || status.end) status.ending = describe(status.end);
+    const bool waits = unit != units.end() && unit->second.sub.starts_with("auto-restart");
+    if (active == "inactive" || active == "failed" || waits) {
+      status.state = waits ? MachineState::restarting : endedState(run, status.end);
       // A start that was refused before it began (an assertion, a condition) leaves no record of an end.
       if (active == "failed" && status.state != MachineState::expired) status.state = MachineState::failed;
       if (status.end) status.since = status.end->at;
+      if (waits && run) status.restarts = run->restarts;
     } else {
       status.state = MachineState::running;
-      status.end.reset();
-      if (const auto run = readRunRecord(paths.runtime)) {
+      if (run) {
         status.since = run->since;
+        status.restarts = run->restarts;
         if (run->leader > 0) status.leader = run->leader;
-        if (run->ttlDeadline)
-          status.ttlRemaining =
-              std::max(std::chrono::seconds(0),
-                       std::chrono::ceil<std::chrono::seconds>(*run->ttlDeadline - monotonicNow()));
       }
       status.memoryBytes = cgroupNumber(name, "memory.current");
       status.tasks = cgroupNumber(name, "pids.current");
     }
+    if (run && run->ttlDeadline && (waits || status.state == MachineState::running))
+      status.ttlRemaining =
+          std::max(std::chrono::seconds(0),
+                   std::chrono::ceil<std::chrono::seconds>(*run->ttlDeadline - monotonicNow()));
     statuses.push_back(std::move(status));
   }
   return statuses;

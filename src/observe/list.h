@@ -12,7 +12,7 @@
 
 namespace agentmachine {
 
-enum class MachineState { created, running, stopped, failed, expired };
+enum class MachineState { created, running, restarting, stopped, failed, expired };
 std::string_view toString(MachineState state);
 
 struct SpaceUsage {
@@ -29,7 +29,9 @@ struct MachineStatus {
   std::optional<std::uint64_t> memoryBytes;
   std::optional<std::uint64_t> tasks;
   std::optional<SpaceUsage> workspace;  ///< if its size is limited
-  std::optional<EndRecord> end;         ///< how the last run ended
+  std::uint32_t restarts = 0;           ///< automatic ones since the start that somebody asked for
+  std::optional<EndRecord> end;         ///< how the last run that ended did
+  std::string ending;                   ///< the same for people; "" if none ended
 };
 
 /// Every machine of the state, by id; running ones are those of systemd's units, and limits are read from

@@ -98,6 +98,7 @@ MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 addr
           .opencode = runtime + "/opencode.json",
           .credentials = runtime + "/credentials",
           .workspace = settings.runtimeDirectory + "/workspaces/" + name.str(),
+          .notices = runtime + "/notices",
           .policy = settings.runtimeDirectory + "/policy/" + address.str(),
           .key = settings.runtimeDirectory + "/keys/" + address.str(),
           .agentKey = runtime + "/agent/api-key",

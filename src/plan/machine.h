@@ -33,10 +33,17 @@ constexpr std::uint32_t uidRangeSize = 65536;
 /// Where opencode's server listens, on the machine's own loopback.
 constexpr std::uint16_t serverPort = 4096;
 
+/// The slice that holds every machine of ours, so that all agents together can be capped.
+constexpr auto machineSlice = "machine-agents.slice";
+
 /// Where the agent finds its API key inside, with `api_key_delivery` "credential": a directory, so that a key
 /// that was replaced is seen.
 constexpr std::string_view agentKeyDirectory = "/run/agentmachine/agent";
 constexpr std::string_view agentKeyFile = "/run/agentmachine/agent/api-key";
+
+/// Where the agent finds what it is told of its own end: `ends-at`, a time in UTC, if the run has one, and
+/// `warning` when that is near.
+constexpr std::string_view noticesDirectory = "/run/agentmachine/notices";
 
 /// How much a workspace may hold.
 struct SizeLimit {
@@ -74,9 +81,10 @@ struct MachinePaths {
   std::string opencode;     ///< opencode.json, bound over the image's
   std::string credentials;  ///< directory bound into the machine for its PID 1 alone
   std::string
-      workspace;       ///< mount point of the workspace as the agent's own; in no directory that is removed
-  std::string policy;  ///< what the proxy lets this address do
-  std::string key;     ///< the API key as delivered to the broker; only while the machine runs
+      workspace;        ///< mount point of the workspace as the agent's own; in no directory that is removed
+  std::string notices;  ///< directory bound into the machine: when it ends, for whoever in it wants to know
+  std::string policy;   ///< what the proxy lets this address do
+  std::string key;      ///< the API key as delivered to the broker; only while the machine runs
   std::string
       agentKey;  ///< the same, delivered to the agent; the directory it is in is bound into the machine
   std::string keyWatch;  ///< transient path unit, while the machine runs; starts the service of its name

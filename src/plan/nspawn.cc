@@ -75,7 +75,8 @@ std::string quoteWords(const std::vector<std::string>& words) {
 
 std::vector<std::string> initCommand(const Card& card) {
   std::vector<std::string> command = {initInside, "--wait-interface=host0", "--user=agent",
-                                      "--directory=/workspace"};
+                                      "--directory=/workspace",
+                                      std::format("--stop-timeout={}", card.stopTimeout.count())};
   if (card.command.empty())
     command.push_back(
         std::format("--secret-env=OPENCODE_SERVER_PASSWORD={}/server-password", credentialsInside));
@@ -94,7 +95,7 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .section("Exec")
       .set("Boot", "no")
       .set("Parameters", quoteWords(initCommand(card)));
-  for (const auto& [name, value] : machineEnvironment(card, settings))
+  for (const auto& [name, value] : machineEnvironment(card, egressOf(settings)))
     file.set("Environment", quoteWord(std::format("{}={}", name, value)));
   file.set("PrivateUsers", std::format("{}:{}", machine.allocation.uidBase, uidRangeSize))
       .set("DropCapability", droppedCapabilities())
@@ -116,6 +117,7 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .set("BindReadOnly", init + ":" + initInside)
       .set("BindReadOnly", paths.opencode + ":/etc/opencode/opencode.json:idmap")
       .set("BindReadOnly", paths.credentials + ":" + credentialsInside + ":idmap")
+      .set("BindReadOnly", std::format("{}:{}:idmap", paths.notices, noticesDirectory))
       .set("Bind", paths.workspace + ":/workspace")
       // Without /run, which is root's alone: these are all the places that the agent can write.
       .set("TemporaryFileSystem", scratch("/tmp", card.limits.tmpMb.value_or(card.limits.memoryMb / 4)))

@@ -15,12 +15,10 @@ std::string providerKey(ApiProvider provider) {
   return std::string(toString(provider));
 }
 
-nlohmann::ordered_json providerOptions(const Card& card, const Settings& settings) {
+nlohmann::ordered_json providerOptions(const Card& card, const Egress& egress) {
   if (card.apiKeyDelivery == KeyDelivery::broker)
-    // The broker puts the provider's own path, as "/v1", in front. opencode wants a key; the broker strips
-    // this one and adds the real one.
-    return {{"baseURL", std::format("http://{}:{}", settings.gateway.str(), settings.brokerPort)},
-            {"apiKey", "added-by-the-broker"}};
+    // opencode wants a key; the broker strips this one and adds the real one.
+    return {{"baseURL", egress.broker}, {"apiKey", "added-by-the-broker"}};
   // opencode puts the file's content in the place of "{file:…}".
   const auto key = std::format("{{file:{}}}", agentKeyFile);
   nlohmann::ordered_json options = {{"baseURL", providerUrl(card).value().str()}, {"apiKey", key}};
@@ -37,10 +35,17 @@ std::string opencodeModel(const Card& card) {
   return card.model->str().starts_with(prefix) ? card.model->str() : prefix + card.model->str();
 }
 
-std::string renderOpencodeConfig(const Card& card, const Settings& settings) {
+Egress egressOf(const Settings& settings) {
+  const std::string gateway = settings.gateway.str();
+  return {.proxy = std::format("http://{}:{}", gateway, settings.proxyPort),
+          .broker = std::format("http://{}:{}", gateway, settings.brokerPort),
+          .direct = "localhost,127.0.0.1," + gateway};
+}
+
+std::string renderOpencodeConfig(const Card& card, const Egress& egress) {
   const std::string provider = providerKey(card.apiProvider);
   const std::string model = opencodeModel(card);
-  nlohmann::ordered_json entry = {{"options", providerOptions(card, settings)}};
+  nlohmann::ordered_json entry = {{"options", providerOptions(card, egress)}};
   if (card.apiProvider == ApiProvider::ollama || card.apiProvider == ApiProvider::custom) {
     // opencode knows nothing of these, so it is told which of its clients to use.
     entry["npm"] = "@ai-sdk/openai-compatible";
@@ -69,20 +74,17 @@ std::string renderOpencodeConfig(const Card& card, const Settings& settings) {
   return config.dump(2) + "\n";
 }
 
-std::vector<std::pair<std::string, std::string>> machineEnvironment(const Card& card,
-                                                                    const Settings& settings) {
-  const std::string proxy = std::format("http://{}:{}", settings.gateway.str(), settings.proxyPort);
-  const std::string direct = "localhost,127.0.0.1," + settings.gateway.str();
+std::vector<std::pair<std::string, std::string>> machineEnvironment(const Card& card, const Egress& egress) {
   const std::string certificates = "/etc/ssl/certs/ca-bundle.crt";
   std::vector<std::pair<std::string, std::string>> environment = {
       {"AGENT_ID", card.id.str()},
       {"PATH", "/usr/local/bin:/usr/bin:/bin"},
-      {"HTTP_PROXY", proxy},
-      {"HTTPS_PROXY", proxy},
-      {"http_proxy", proxy},
-      {"https_proxy", proxy},
-      {"NO_PROXY", direct},
-      {"no_proxy", direct},
+      {"HTTP_PROXY", egress.proxy},
+      {"HTTPS_PROXY", egress.proxy},
+      {"http_proxy", egress.proxy},
+      {"https_proxy", egress.proxy},
+      {"NO_PROXY", egress.direct},
+      {"no_proxy", egress.direct},
       {"SSL_CERT_FILE", certificates},
       {"NIX_SSL_CERT_FILE", certificates},
       {"NODE_EXTRA_CA_CERTS", certificates},

@@ -234,6 +234,10 @@ struct Describe {
     return std::format("image {} of {} MiB {}\n", action.image, action.bytes / mebibyte,
                        describeOwner(action.owner));
   }
+  std::string operator()(const Unmount& action) const { return std::format("unmount {}\n", action.path); }
+  std::string operator()(const RemovePort& action) const {
+    return std::format("remove port {} of {}\n", action.interface, action.address.str());
+  }
   std::string operator()(const RemoveImage& action) const {
     return std::format("unmount {} and remove its image {}\n", action.workspace, action.image);
   }
@@ -266,7 +270,8 @@ Plan planRender(const Machine& machine, const Host& host) {
              MakeDirectory{paths.credentials, 0700, {}},
              // As seen inside: the agent's to read, nobody's to write. `runtime` keeps everybody else out.
              MakeDirectory{paths.agentKey.substr(0, paths.agentKey.rfind('/')), 0750, {0, agentUid}},
-             WriteFile{paths.opencode, renderOpencodeConfig(machine.card, settings), 0644, {}},
+             MakeDirectory{paths.notices, 0755, {}},
+             WriteFile{paths.opencode, renderOpencodeConfig(machine.card, egressOf(settings)), 0644, {}},
              MakeDirectory{settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
              planPolicy(machine, host),
              MakeDirectory{"/run/systemd/system/" + machine.name().unit() + ".d", 0755, {}},
@@ -330,10 +335,15 @@ Plan planRemove(const Machine& machine, const Settings& settings, bool removeWor
   Plan plan = {
       StopUnit{machine.name().unit()},
       Remove{paths.rootLink},
+      // The unit's end took these away, unless it was killed.
+      Remove{paths.key},
+      StopUnit{paths.keyWatch},
+      StopUnit{paths.ttlTimer},
+      RemovePort{hostInterface(settings, machine.allocation.address), machine.allocation.address},
+      Unmount{paths.workspace},
       Remove{paths.settings},
       Remove{"/run/systemd/system/" + machine.name().unit() + ".d"},
       Remove{paths.policy},
-      Remove{paths.key},
       Remove{paths.runtime},
   };
   const std::string& workspace = machine.card.workspace.str();

@@ -70,9 +70,21 @@ struct RemoveImage {
   std::string image;
   std::string workspace;
 };
+/// Unmounts what is mounted for a machine's workspace, and removes the mount point; nothing there is no
+/// error.
+struct Unmount {
+  std::string path;
+};
+/// Removes the host's side of a machine's interface and what the packet filter knows of it; nothing there is
+/// no error.
+struct RemovePort {
+  std::string interface;
+  Ipv4 address;
+};
 
-using Action = std::variant<MakeDirectory, WriteFile, Link, Remove, StartUnit, StopUnit, MakeWorkspace,
-                            RemoveWorkspace, LimitTree, UnlimitTree, MakeImage, RemoveImage>;
+using Action =
+    std::variant<MakeDirectory, WriteFile, Link, Remove, StartUnit, StopUnit, MakeWorkspace, RemoveWorkspace,
+                 LimitTree, UnlimitTree, MakeImage, RemoveImage, Unmount, RemovePort>;
 /// Done from first to last; `apply` undoes what a failed one made.
 using Plan = std::vector<Action>;
 

@@ -33,6 +33,25 @@ struct WorkspaceFacts {
   std::uint64_t imageBytes = 0;      ///< size of the image (imagePath) that holds it; 0: there is none
 };
 
+/// What is at a path.
+struct Found {
+  enum class Kind { file, link, directory, other } kind = Kind::other;
+  mode_t mode = 0;  ///< permission bits
+  Owner owner;
+  std::string content;  ///< of a file; where a link points
+};
+
+/// What is there in the places where things are named after machines.
+struct Remains {
+  std::map<std::string, std::set<std::string>> names;  ///< by directory
+  std::set<std::string> running;                       ///< machines whose units are up, or on their way
+  std::set<std::string> units;                         ///< loaded units that begin with "agentmachine-"
+  std::set<std::string> mounts;                        ///< every mount point of the host
+  std::set<std::string> ports;                         ///< interfaces named like machines' host sides
+  std::map<std::string, Ipv4> filterPorts;             ///< those that the packet filter knows
+  std::set<std::string> unfinished;  ///< left by processes that were killed while they wrote or removed
+};
+
 /// A snapshot of the host, taken before planning.
 struct Host {
   Settings settings;

@@ -23,7 +23,7 @@ std::string plain(const std::string& path) {
   return path;
 }
 
-constexpr std::string_view fixed = R"(
+constexpr std::string_view base = R"(
 # Nothing is kept: no cache, no management interface, no other protocol, no trace of the host in requests.
 cache deny all
 cache_mem 8 MB
@@ -62,13 +62,16 @@ positive_dns_ttl 1 minute
 negative_dns_ttl 5 seconds
 )";
 
-constexpr std::string_view rules = R"(
-acl first_step at_step SslBump1
-acl second_step at_step SslBump2
-acl private dst 0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/3
+constexpr std::string_view privateAddresses =
+    R"(acl private dst 0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/3
 # What carries IPv4 addresses is in the list because it could carry one of the above. ::ffff:0:0/96 isn't: squid takes
 # mapped addresses for the IPv4 addresses that they are, and here for all of them.
 acl private dst ::/128 ::1/128 64:ff9b::/96 64:ff9b:1::/48 2002::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
+)";
+
+constexpr std::string_view rules = R"(
+acl first_step at_step SslBump1
+acl second_step at_step SslBump2
 
 # These match always and note, for the log, why.
 acl because_private annotate_transaction decision=deny reason=private-address
@@ -173,21 +176,6 @@ std::string helpers(const Settings& settings, const SquidPaths& paths) {
          "on-persistent-overload=ERR\n";
 }
 
-/// A name as it is, and with underscores for hyphens in every combination: many servers take one for the
-/// other, and some let the later of two such headers win. Only the first four hyphens of a name vary.
-std::vector<std::string> spellings(const std::string& name) {
-  std::vector<std::size_t> hyphens;
-  for (std::size_t at = 0; at < name.size() && hyphens.size() < 4; ++at)
-    if (name[at] == '-') hyphens.push_back(at);
-  std::vector<std::string> all;
-  for (unsigned chosen = 0; chosen < 1U << hyphens.size(); ++chosen) {
-    all.push_back(name);
-    for (std::size_t n = 0; n < hyphens.size(); ++n)
-      if (chosen >> n & 1) all.back()[hyphens[n]] = '_';
-  }
-  return all;
-}
-
 /// Whatever key the machine sent is taken out; the card's goes in.
 std::string keys(const Settings& settings) {
   const auto headers = keyHeaders(settings);
@@ -203,7 +191,7 @@ std::string keys(const Settings& settings) {
   int number = 0;
   for (const auto& name : names) {
     ++number;
-    for (const auto& spelling : spellings(name))
+    for (const auto& spelling : headerSpellings(name))
       text += std::format("request_header_access {} deny broker_port\n", spelling);
     text += std::format(
         "acl key_header_{0} note key_header {1}\nrequest_header_add {1} \"{2}%note{{api_key}}\" "
@@ -256,6 +244,27 @@ std::string parents(const Settings& settings) {
 
 }  // namespace
 
+std::string_view squidBase() {
+  return base;
+}
+
+std::string_view squidPrivateAddresses() {
+  return privateAddresses;
+}
+
+std::vector<std::string> headerSpellings(const std::string& name) {
+  std::vector<std::size_t> hyphens;
+  for (std::size_t at = 0; at < name.size() && hyphens.size() < 4; ++at)
+    if (name[at] == '-') hyphens.push_back(at);
+  std::vector<std::string> all;
+  for (unsigned chosen = 0; chosen < 1U << hyphens.size(); ++chosen) {
+    all.push_back(name);
+    for (std::size_t n = 0; n < hyphens.size(); ++n)
+      if (chosen >> n & 1) all.back()[hyphens[n]] = '_';
+  }
+  return all;
+}
+
 std::map<std::string, std::string> squidErrorPages() {
   constexpr std::string_view end =
       "Trying again without the proxy will not help: this machine has no other way out. If the work needs "
@@ -284,9 +293,9 @@ std::string renderSquidConf(const Settings& settings, const SquidPaths& paths) {
          std::format("error_directory {}\n", plain(paths.errorPages)) +
          "tls_outgoing_options min-version=1.2" +
          (settings.proxyCaFile ? " default-ca=off cafile=" + plain(*settings.proxyCaFile) : "") + "\n" +
-         std::string(fixed) + helpers(settings, paths) + privateHosts(settings) +
-         "acl broker_port myportname broker\n" + keys(settings) + std::string(rules) + parents(settings) +
-         logs(settings, paths);
+         std::string(base) + helpers(settings, paths) + privateHosts(settings) +
+         std::string(privateAddresses) + "acl broker_port myportname broker\n" + keys(settings) +
+         std::string(rules) + parents(settings) + logs(settings, paths);
 }
 
 }  // namespace agentmachine

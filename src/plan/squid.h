@@ -3,6 +3,8 @@
 #pragma once
 #include <map>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "plan/host.h"
 
@@ -21,6 +23,17 @@ struct SquidPaths {
 /// from `policy/ADDRESS` and keys from `keys/ADDRESS` below Settings::runtimeDirectory. Throws Error for a
 /// path that can't be written in squid.conf.
 std::string renderSquidConf(const Settings& settings, const SquidPaths& paths);
+
+/// What every squid.conf of ours begins with after its ports: nothing kept, nothing told, limits and
+/// timeouts.
+std::string_view squidBase();
+
+/// The ACL "private": addresses that are nobody's on the internet.
+std::string_view squidPrivateAddresses();
+
+/// A header's name as it is, and with underscores for hyphens in every combination: many servers take one for
+/// the other, and some let the later of two such headers win. Only the first four hyphens of a name vary.
+std::vector<std::string> headerSpellings(const std::string& name);
 
 /// What a refused machine reads, by file name: templates in squid's notation, of plain text.
 std::map<std::string, std::string> squidErrorPages();

@@ -16,6 +16,8 @@ constexpr auto nspawnBoundingSet =
     "CAP_SETFCAP CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_SYS_ADMIN CAP_SYS_CHROOT CAP_SYS_PTRACE "
     "CAP_SYS_RESOURCE";
 
+constexpr int ownStopSeconds = 10;
+
 void setHooks(IniFile& file, const Machine& machine, const std::string& program) {
   // '+': outside the unit's own sandbox, as root of the host.
   const auto hook = [&](std::string_view name) {
@@ -24,6 +26,14 @@ void setHooks(IniFile& file, const Machine& machine, const std::string& program)
   file.set("ExecStartPre", hook("prepare"))
       .set("ExecStartPost", hook("attach"))
       .set("ExecStopPost", hook("release"));
+}
+
+void setRestart(IniFile& file, RestartPolicy policy) {
+  file.set("Restart", toString(policy));
+  if (policy == RestartPolicy::no) return;
+  // After 10 s, then 20, 39, 77, 152, and 300 s from there on; ten starts in an hour end it
+  // (StartLimitBurst=).
+  file.set("RestartSec", "10s").set("RestartSteps", "5").set("RestartMaxDelaySec", "5min");
 }
 
 void setLimits(IniFile& file, const ResourceLimits& limits) {
@@ -88,7 +98,13 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
       .set("After", "agentmachine-network.service agentmachine-proxy.service");
   if (machine.allocation.workspaceImage)
     file.set("Requires", imageUnit(machine.card.workspace)).set("After", imageUnit(machine.card.workspace));
+  if (machine.card.restart != RestartPolicy::no)
+    file.set("StartLimitIntervalSec", "1h").set("StartLimitBurst", "10");
   file.section("Service").set("Slice", machineSlice);
+  setRestart(file, machine.card.restart);
+  // Beyond what the payload has: PID 1 kills what is left of it, and nspawn takes the machine apart. Then
+  // systemd kills all of it, a PID 1 that is stopped (SIGSTOP) too.
+  file.set("TimeoutStopSec", std::format("{}s", machine.card.stopTimeout.count() + ownStopSeconds));
   setHooks(file, machine, program);
   setLimits(file, machine.card.limits);
   setHardening(file, machine.card, settings);

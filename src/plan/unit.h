@@ -7,9 +7,6 @@
 
 namespace agentmachine {
 
-/// The slice that holds every machine of ours, so that all agents together can be capped.
-constexpr auto machineSlice = "machine-agents.slice";
-
 /// Text of 10-agentmachine.conf. `program` is the agentmachine binary that its hooks run.
 std::string renderDropIn(const Machine& machine, const Settings& settings, const std::string& program);
 

@@ -14,10 +14,10 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <locale.h>
-#include <openssl/evp.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include "system/sha256.h"
 #include "util/error.h"
 #include "util/fd.h"
 #include "util/text.h"
@@ -31,30 +31,6 @@ namespace fs = std::filesystem;
 constexpr uid_t highestId = 65535;                            // a machine's range of users has 65536
 constexpr std::size_t longestName = 255, longestPath = 4095;  // NAME_MAX, PATH_MAX less its NUL
 constexpr timespec epochPlusOne[2] = {{.tv_sec = 1, .tv_nsec = 0}, {.tv_sec = 1, .tv_nsec = 0}};
-
-class Sha256 {
- public:
-  Sha256() { check(EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr)); }
-  void add(const void* data, std::size_t size) { check(EVP_DigestUpdate(context_.get(), data, size)); }
-  void addZeros(std::uint64_t count) {
-    static constexpr std::array<char, 65536> zeros{};
-    for (; count > 0; count -= std::min<std::uint64_t>(count, zeros.size()))
-      add(zeros.data(), std::min<std::uint64_t>(count, zeros.size()));
-  }
-  std::string hex() {
-    std::array<unsigned char, 32> digest{};
-    check(EVP_DigestFinal_ex(context_.get(), digest.data(), nullptr));
-    std::string text;
-    for (const auto byte : digest) text += std::format("{:02x}", byte);
-    return text;
-  }
-
- private:
-  static void check(int ok) {
-    if (ok != 1) throw Error("compute SHA-256: libcrypto failed");
-  }
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_{EVP_MD_CTX_new(), EVP_MD_CTX_free};
-};
 
 /// libarchive converts names to the locale's charset. This one takes any UTF-8, and is the thread's only
 /// here.
@@ -205,7 +181,9 @@ class Unpacker {
       throw Error("it is a settings file of systemd-nspawn: an image must not bring its own");
     if (path.empty() && (type != AE_IFDIR || archive_entry_hardlink(entry)))
       throw Error("the root is not a directory");
-    const auto size = static_cast<std::uint64_t>(std::max<la_int64_t>(archive_entry_size(entry), 0));
+    // In base 256 a header can say so.
+    if (archive_entry_size(entry) < 0) throw Error("its size is below zero");
+    const auto size = static_cast<std::uint64_t>(archive_entry_size(entry));
     if (size > limits_.bytes - bytes_)
       throw Error(std::format("with it the image is larger than the {} MiB allowed", limits_.bytes >> 20));
     bytes_ += size;

@@ -63,11 +63,13 @@ std::optional<Machine> readMachine(const Settings& settings, const AgentId& id) 
   const auto allocation = readFileIfExists(directory / "machine.json", maxStateBytes);
   // machine.json is written last: without it a `create` was killed, and the next one finishes it.
   if (!allocation) return std::nullopt;
+  // First: a newer program's card may have fields that this one would call misspelt.
+  auto parsed = inContext("read " + (directory / "machine.json").string(),
+                          [&] { return parseAllocation(*allocation); });
   const auto cardPath = directory / "card.json";
   auto card = parseCard(readFile(cardPath, maxStateBytes), CardFormat::json);
   if (!card) throw Error(trim(describe(cardPath.string(), card.error())));
-  return Machine{std::move(*card), inContext("read " + (directory / "machine.json").string(),
-                                             [&] { return parseAllocation(*allocation); })};
+  return Machine{std::move(*card), std::move(parsed)};
 }
 
 std::map<std::string, Machine> readMachines(const Settings& settings) {

@@ -212,6 +212,10 @@ Image ImageStore::find(std::string_view name) const {
   return found.front();
 }
 
+fs::path ImageStore::tree(const Image& image) const {
+  return directory_ / image.digest / "root";
+}
+
 Image ImageStore::import(int archive, const UnpackLimits& limits, const UnpackProgress& progress) {
   fs::create_directories(directory_);
   std::optional<Temporary> temporary;

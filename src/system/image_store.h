@@ -41,6 +41,9 @@ class ImageStore {
   /// Error.
   [[nodiscard]] Image find(std::string_view name) const;
 
+  /// Where the image's root file system is.
+  [[nodiscard]] std::filesystem::path tree(const Image& image) const;
+
   /// Imports the tarball read from `archive`. One that is here already only becomes the newest. Throws Error
   /// if the archive is refused (see unpack) or is no image (see imageProblems).
   Image import(int archive, const UnpackLimits& limits = {}, const UnpackProgress& progress = {});

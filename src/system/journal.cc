@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <memory>
 #include <string_view>
 
@@ -54,6 +55,8 @@ void seek(sd_journal* journal, const JournalQuery& query) {
     const auto back = checked(sd_journal_previous_skip(journal, *query.last + 1), "search the journal");
     if (static_cast<std::size_t>(back) <= *query.last)
       checked(sd_journal_seek_head(journal), "search the journal");
+  } else if (query.afterCursor) {
+    checked(sd_journal_seek_cursor(journal, query.afterCursor->c_str()), "search the journal");
   } else if (query.since) {
     checked(sd_journal_seek_realtime_usec(
                 journal, static_cast<std::uint64_t>(query.since->time_since_epoch().count())),
@@ -63,9 +66,17 @@ void seek(sd_journal* journal, const JournalQuery& query) {
   }
 }
 
+/// "" if nothing has been read.
+std::string cursorOf(sd_journal* journal) {
+  char* text = nullptr;
+  if (sd_journal_get_cursor(journal, &text) < 0) return "";
+  const std::unique_ptr<char, decltype(&std::free)> owned(text, std::free);
+  return owned.get();
+}
+
 }  // namespace
 
-void readJournal(const JournalQuery& query, const std::function<bool(const std::string&)>& entry) {
+std::string readJournal(const JournalQuery& query, const std::function<bool(const std::string&)>& entry) {
   const auto journal = openJournal(query.matches);
   // Before anything is read, so that nothing falls between reading and waiting.
   if (query.follow) checked(sd_journal_get_fd(journal.get()), "follow the journal");
@@ -73,12 +84,20 @@ void readJournal(const JournalQuery& query, const std::function<bool(const std::
   for (;;) {
     while (checked(sd_journal_next(journal.get()), "read the journal") > 0) {
       if (query.since && timeOf(journal.get()) < *query.since) continue;
+      if (query.afterCursor && sd_journal_test_cursor(journal.get(), query.afterCursor->c_str()) > 0)
+        continue;
       const auto message = messageOf(journal.get());
-      if (message && !entry(*message)) return;
+      if (message && !entry(*message)) return cursorOf(journal.get());
     }
-    if (!query.follow) return;
+    if (!query.follow) return cursorOf(journal.get());
     checked(sd_journal_wait(journal.get(), UINT64_MAX), "follow the journal");
   }
+}
+
+void warnInJournal(const std::string& unit, const std::string& message) {
+  // systemd's own way to speak of another unit; journalctl(1) believes it of root alone.
+  sd_journal_send("MESSAGE=%s", message.c_str(), "PRIORITY=4", "OBJECT_SYSTEMD_UNIT=%s", unit.c_str(),
+                  nullptr);
 }
 
 JournalTime parseJournalTime(const std::string& text) {

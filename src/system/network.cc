@@ -125,6 +125,28 @@ FilterState filterState(const std::string& intended) {
 
 }  // namespace
 
+std::map<std::string, Ipv4> filterPorts() {
+  std::map<std::string, Ipv4> ports;
+  // An element is `"am-2" . 02:00:0a:d5:00:02 . 10.213.0.2`, perhaps with more behind it.
+  const auto elements =
+      split(runProcess({"nft", "list", "set", "bridge", "agentmachine", "agents"}).output, '"');
+  for (std::size_t i = 0; i + 1 < elements.size(); ++i) {
+    if (!elements[i].starts_with(machinePortPrefix)) continue;
+    for (const auto& word : split(elements[i + 1], ' '))
+      if (const auto address = Ipv4::parse(trim(word).substr(0, word.find(','))))
+        ports.emplace(elements[i], *address);
+  }
+  return ports;
+}
+
+std::set<std::string> machinePorts() {
+  std::set<std::string> ports;
+  for (const auto& entry : std::filesystem::directory_iterator("/sys/class/net"))
+    if (entry.path().filename().string().starts_with(machinePortPrefix))
+      ports.insert(entry.path().filename().string());
+  return ports;
+}
+
 NetworkFacts networkFacts(const Settings& settings) {
   NetworkFacts facts{.overlap = overlappingRoute(settings), .bridge = bridgeIsUp(settings)};
   try {
@@ -132,12 +154,8 @@ NetworkFacts networkFacts(const Settings& settings) {
   } catch (const Error& cause) {
     facts.filterRefusal = cause.what();
   }
-  // Names are all that is in quotes there.
-  for (auto& word : split(runProcess({"nft", "list", "set", "bridge", "agentmachine", "agents"}).output, '"'))
-    if (word.starts_with(machinePortPrefix)) facts.filterPorts.insert(std::move(word));
-  for (const auto& entry : std::filesystem::directory_iterator("/sys/class/net"))
-    if (entry.path().filename().string().starts_with(machinePortPrefix))
-      facts.machinePorts.insert(entry.path().filename().string());
+  facts.filterPorts = filterPorts();
+  facts.machinePorts = machinePorts();
   return facts;
 }
 
@@ -228,8 +246,7 @@ void cutConnections(const Settings& settings, Ipv4 address) {
   });
 }
 
-void detachMachine(const Settings& settings, Ipv4 address) {
-  const std::string interface = hostInterface(settings, address);
+void removePort(const std::string& interface, Ipv4 address) {
   inContext("disconnect " + interface, [&] {
     // The interface goes with the machine's network namespace; only one that was killed half-way leaves it.
     if (interfaceExists(interface)) runProcess({"ip", "link", "delete", "dev", interface});

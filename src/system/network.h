@@ -1,6 +1,7 @@
 // The bridge, the machines' interfaces and nft, through iproute2 and nft(8): both take their commands on
 // standard input, so no value becomes an argument list of a shell.
 #pragma once
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -28,9 +29,13 @@ struct NetworkFacts {
   std::string
       filterRefusal;  ///< what nft says to our rules in a network namespace of their own; "" if it takes them
   FilterState filter = FilterState::missing;  ///< our tables, compared with what they are right after loading
-  std::set<std::string> filterPorts;          ///< interfaces that have an element in the filter's set
+  std::map<std::string, Ipv4> filterPorts;    ///< interfaces that have an element in the filter's set
   std::set<std::string> machinePorts;         ///< interfaces of this host that are named like machines'
 };
+/// NetworkFacts::filterPorts and machinePorts by themselves.
+std::map<std::string, Ipv4> filterPorts();
+std::set<std::string> machinePorts();
+
 /// Throws Error if `ip` can't be asked.
 NetworkFacts networkFacts(const Settings& settings);
 
@@ -40,7 +45,8 @@ void attachMachine(const Settings& settings, const Machine& machine, pid_t leade
 /// Cuts the machine's TCP connections to the proxy's port. Throws Error if one is left: a kernel without
 /// CONFIG_INET_DIAG_DESTROY.
 void cutConnections(const Settings& settings, Ipv4 address);
-/// Removes what attachMachine left on the host. Nothing there is no error.
-void detachMachine(const Settings& settings, Ipv4 address);
+/// Removes what attachMachine left on the host, of the machine with this host side and address. Nothing there
+/// is no error.
+void removePort(const std::string& interface, Ipv4 address);
 
 }  // namespace agentmachine

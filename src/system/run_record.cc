@@ -1,11 +1,17 @@
 #include "system/run_record.h"
 
-#include <filesystem>
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <csignal>
+#include <cstring>
+#include <format>
 
 #include <nlohmann/json.hpp>
 
 #include "util/error.h"
 #include "util/file.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -13,71 +19,145 @@ namespace {
 
 constexpr std::size_t maxRecordBytes = 65536;
 constexpr mode_t recordMode = 0600;
+constexpr std::array<std::string_view, 6> causeNames = {"payload", "start", "person",
+                                                        "systemd", "ttl",   "shutdown"};
 
 std::int64_t seconds(std::chrono::sys_seconds time) {
   return time.time_since_epoch().count();
 }
-std::chrono::sys_seconds time(std::int64_t seconds) {
-  return std::chrono::sys_seconds(std::chrono::seconds(seconds));
+std::chrono::sys_seconds time(const nlohmann::json& seconds) {
+  return std::chrono::sys_seconds(std::chrono::seconds(seconds.get<std::int64_t>()));
+}
+EndCause cause(const nlohmann::json& name) {
+  const auto found = std::ranges::find(causeNames, name.get_ref<const std::string&>());
+  if (found == causeNames.end()) throw Error("unknown cause \"" + name.get<std::string>() + "\"");
+  return static_cast<EndCause>(found - causeNames.begin());
 }
 
 template <class Record>
 std::optional<Record> read(const std::string& path, Record (*parse)(const nlohmann::json&)) {
   const auto text = readFileIfExists(path, maxRecordBytes);
   if (!text) return std::nullopt;
-  try {
-    return parse(nlohmann::json::parse(*text));
-  } catch (const nlohmann::json::exception& cause) {
-    throw Error("read " + path + ": " + cause.what());
+  return inContext("read " + path, [&] {
+    try {
+      return parse(nlohmann::json::parse(*text));
+    } catch (const nlohmann::json::exception& problem) {
+      throw Error(problem.what());
+    }
+  });
+}
+
+/// What PID 1 exits with: the payload's status, or 128 and the signal that killed it (guest/ending.h).
+std::string describeStatus(int status, std::uint64_t oomKills) {
+  constexpr int signalBase = 128;
+  std::string text = status == 0 ? "ended" : std::format("exited with status {}", status);
+  if (status > signalBase && status < signalBase + NSIG) {
+    const char* name = sigabbrev_np(status - signalBase);
+    if (status == signalBase + SIGKILL && oomKills > 0) return "killed because its memory ran out";
+    text = std::format("killed by signal {}{}", status - signalBase, name ? std::format(" ({})", name) : "");
   }
+  if (oomKills > 0) text += std::format("; memory ran out, {} killed", oomKills);
+  return text;
+}
+
+std::string describePayload(const EndRecord& end) {
+  int status = 0;
+  const auto* last = end.status.data() + end.status.size();
+  const auto [next, error] = std::from_chars(end.status.data(), last, status);
+  if (end.code == "exited" && error == std::errc() && next == last)
+    return describeStatus(status, end.oomKills);
+  // nspawn itself.
+  if (end.code == "killed" || end.code == "dumped") return "systemd-nspawn was killed by " + end.status;
+  return end.result.empty() ? "ended" : "ended: " + end.result;
 }
 
 }  // namespace
 
-void writeRunRecord(const std::string& runtime, const RunRecord& record) {
-  nlohmann::ordered_json json = {{"since", seconds(record.since)}, {"leader", record.leader}};
-  if (record.ttlDeadline) json["ttl_deadline_usec"] = record.ttlDeadline->count();
-  writeFileAtomically(runtime + "/run.json", json.dump(), recordMode);
+std::string_view toString(EndCause cause) {
+  return causeNames.at(static_cast<std::size_t>(cause));
 }
 
-std::optional<RunRecord> readRunRecord(const std::string& runtime) {
-  return read<RunRecord>(runtime + "/run.json", [](const nlohmann::json& json) {
-    RunRecord record{.since = time(json.at("since")), .ttlDeadline = {}, .leader = json.at("leader")};
+void writeRunRecord(const std::string& state, const RunRecord& record) {
+  nlohmann::ordered_json json = {{"invocation", record.invocation}, {"boot", record.boot},
+                                 {"since", seconds(record.since)},  {"asked", seconds(record.asked)},
+                                 {"restarts", record.restarts},     {"leader", record.leader},
+                                 {"oom_kills", record.oomKills}};
+  if (record.ttlDeadline) json["ttl_deadline_usec"] = record.ttlDeadline->count();
+  writeFileAtomically(state + "/run.json", json.dump(), recordMode);
+}
+
+std::optional<RunRecord> readRunRecord(const std::string& state) {
+  return read<RunRecord>(state + "/run.json", [](const nlohmann::json& json) {
+    RunRecord record{.invocation = json.at("invocation"),
+                     .boot = json.at("boot"),
+                     .since = time(json.at("since")),
+                     .asked = time(json.at("asked")),
+                     .restarts = json.at("restarts"),
+                     .ttlDeadline = {},
+                     .leader = json.at("leader"),
+                     .oomKills = json.at("oom_kills")};
     if (json.contains("ttl_deadline_usec"))
       record.ttlDeadline = std::chrono::microseconds(json.at("ttl_deadline_usec").get<std::int64_t>());
     return record;
   });
 }
 
-void writeEndRecord(const std::string& runtime, const EndRecord& record) {
-  const nlohmann::ordered_json json = {{"at", seconds(record.at)},
-                                       {"expired", record.expired},
-                                       {"result", record.result},
-                                       {"status", record.status}};
-  writeFileAtomically(runtime + "/end.json", json.dump(), recordMode);
+void writeEndRecord(const std::string& state, const EndRecord& record) {
+  const nlohmann::ordered_json json = {{"invocation", record.invocation}, {"at", seconds(record.at)},
+                                       {"cause", toString(record.cause)}, {"by", record.by},
+                                       {"result", record.result},         {"code", record.code},
+                                       {"status", record.status},         {"oom_kills", record.oomKills}};
+  writeFileAtomically(state + "/end.json", json.dump(), recordMode);
 }
 
-std::optional<EndRecord> readEndRecord(const std::string& runtime) {
-  return read<EndRecord>(runtime + "/end.json", [](const nlohmann::json& json) {
-    return EndRecord{.at = time(json.at("at")),
-                     .expired = json.at("expired"),
+std::optional<EndRecord> readEndRecord(const std::string& state) {
+  return read<EndRecord>(state + "/end.json", [](const nlohmann::json& json) {
+    return EndRecord{.invocation = json.at("invocation"),
+                     .at = time(json.at("at")),
+                     .cause = cause(json.at("cause")),
+                     .by = json.at("by"),
                      .result = json.at("result"),
-                     .status = json.at("status")};
+                     .code = json.at("code"),
+                     .status = json.at("status"),
+                     .oomKills = json.at("oom_kills")};
   });
 }
 
-void removeEndRecord(const std::string& runtime) {
-  removeFile(runtime + "/end.json");
+void noteStopReason(const std::string& state, const StopReason& reason) {
+  const nlohmann::ordered_json json = {{"cause", toString(reason.cause)}, {"by", reason.by}};
+  writeFileAtomically(state + "/stop.json", json.dump(), recordMode);
 }
 
-void markExpired(const std::string& runtime) {
-  writeFileAtomically(runtime + "/expired", "", recordMode);
+std::optional<StopReason> takeStopReason(const std::string& state) {
+  auto reason = read<StopReason>(state + "/stop.json", [](const nlohmann::json& json) {
+    return StopReason{.cause = cause(json.at("cause")), .by = json.at("by")};
+  });
+  removeFile(state + "/stop.json");
+  return reason;
 }
 
-bool consumeExpiredMark(const std::string& runtime) {
-  const bool expired = std::filesystem::exists(runtime + "/expired");
-  removeFile(runtime + "/expired");
-  return expired;
+std::string describe(const std::optional<EndRecord>& end) {
+  if (!end) return "the host went down under it";
+  const std::string killed = end->result == "timeout" ? ", killed when it did not end in time" : "";
+  switch (end->cause) {
+    case EndCause::payload:
+      return describePayload(*end);
+    case EndCause::start:
+      return "did not start";
+    case EndCause::person:
+      return "stopped by " + end->by + killed;
+    case EndCause::systemd:
+      return "stopped by systemctl or machinectl" + killed;
+    case EndCause::ttl:
+      return "its time was up" + killed;
+    case EndCause::shutdown:
+      return "the host was shut down";
+  }
+  return "";
+}
+
+std::string bootId() {
+  return trim(readFile("/proc/sys/kernel/random/boot_id", 64));
 }
 
 }  // namespace agentmachine

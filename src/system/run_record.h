@@ -1,10 +1,11 @@
-// What is noted about a machine's run while systemd knows no place for it: written by the unit's hooks, read
-// by ls. Under /run, so a reboot forgets it.
+// What is kept of a machine's runs beside its card: how the present one began and how the last one ended.
+// Written by the unit's hooks, read by ls. In the state, so a power cut doesn't lose it.
 #pragma once
 #include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include <sys/types.h>
 
@@ -12,28 +13,60 @@ namespace agentmachine {
 
 /// A run that was started; kept until the next one.
 struct RunRecord {
-  std::chrono::sys_seconds since;                        ///< when it was started
+  std::string invocation;          ///< systemd's id of it
+  std::string boot;                ///< of the host, during which it was
+  std::chrono::sys_seconds since;  ///< when it was started
+  std::chrono::sys_seconds
+      asked;                   ///< when the first was started of those that only automatic restarts joined
+  std::uint32_t restarts = 0;  ///< automatic ones since `asked`
   std::optional<std::chrono::microseconds> ttlDeadline;  ///< on CLOCK_MONOTONIC
   pid_t leader = 0;                                      ///< 0 until the machine is connected
+  std::uint64_t oomKills = 0;                            ///< that the unit's cgroup had counted before
 };
 
-/// How the last run ended.
+enum class EndCause {
+  payload,   ///< what ran in it ended by itself
+  start,     ///< it never came up
+  person,    ///< `agentmachine stop` and its like
+  systemd,   ///< systemctl, machinectl, another unit
+  ttl,       ///< its time was up
+  shutdown,  ///< the host went down in order
+};
+std::string_view toString(EndCause cause);
+
+/// How a run ended.
 struct EndRecord {
+  std::string invocation;  ///< RunRecord::invocation
   std::chrono::sys_seconds at;
-  bool expired = false;  ///< by its TTL
-  std::string result;    ///< systemd's $SERVICE_RESULT: success, exit-code, signal, oom-kill, timeout, …
-  std::string status;    ///< systemd's $EXIT_STATUS: a number, or the name of a signal
+  EndCause cause = EndCause::payload;
+  std::string by;              ///< the person's name, if one stopped it
+  std::string result;          ///< systemd's $SERVICE_RESULT: success, exit-code, signal, timeout, …
+  std::string code;            ///< $EXIT_CODE: exited, killed, dumped
+  std::string status;          ///< $EXIT_STATUS: a number, or the name of a signal
+  std::uint64_t oomKills = 0;  ///< processes in it that were killed because memory ran out
 };
 
-/// `runtime` is MachinePaths::runtime.
-void writeRunRecord(const std::string& runtime, const RunRecord& record);
-std::optional<RunRecord> readRunRecord(const std::string& runtime);
-void writeEndRecord(const std::string& runtime, const EndRecord& record);
-std::optional<EndRecord> readEndRecord(const std::string& runtime);
-void removeEndRecord(const std::string& runtime);
+/// Why a machine is being stopped; noted before, so that the hook that writes the EndRecord knows.
+struct StopReason {
+  EndCause cause = EndCause::person;
+  std::string by;
+};
 
-/// Notes that the TTL is what ends this run; consumed by the hook that writes the EndRecord.
-void markExpired(const std::string& runtime);
-bool consumeExpiredMark(const std::string& runtime);
+/// `state` is MachinePaths::state.
+void writeRunRecord(const std::string& state, const RunRecord& record);
+std::optional<RunRecord> readRunRecord(const std::string& state);
+void writeEndRecord(const std::string& state, const EndRecord& record);
+std::optional<EndRecord> readEndRecord(const std::string& state);
+
+void noteStopReason(const std::string& state, const StopReason& reason);
+/// What was noted, which is forgotten by that.
+std::optional<StopReason> takeStopReason(const std::string& state);
+
+/// How a run ended, for people: "exited with status 7", "stopped by anna". `end` absent: the host went down
+/// under it.
+std::string describe(const std::optional<EndRecord>& end);
+
+/// The host's present boot (proc(5), random/boot_id).
+std::string bootId();
 
 }  // namespace agentmachine

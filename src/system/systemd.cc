@@ -48,6 +48,13 @@ Value managerProperty(sdbus::IConnection& bus, const std::string& name) {
   });
 }
 
+/// Of a unit, which is loaded if need be.
+std::unique_ptr<sdbus::IProxy> unitProxy(sdbus::IConnection& bus, const std::string& unit) {
+  sdbus::ObjectPath path;
+  manager(bus)->callMethod("LoadUnit").onInterface(managerInterface).withArguments(unit).storeResultsTo(path);
+  return sdbus::createProxy(bus, service, path);
+}
+
 void startTransient(sdbus::IConnection& bus, const std::string& unit,
                     const std::vector<TransientProperty>& properties) {
   sdbus::ObjectPath job;
@@ -131,6 +138,17 @@ void Systemd::start(const std::string& unit) {
   translated("start " + unit, [&] { runJob("StartUnit", unit); });
 }
 
+void Systemd::enqueueStart(const std::string& unit) {
+  translated("start " + unit, [&] {
+    sdbus::ObjectPath job;
+    manager(*bus_)
+        ->callMethod("StartUnit")
+        .onInterface(managerInterface)
+        .withArguments(unit, "replace")
+        .storeResultsTo(job);
+  });
+}
+
 void Systemd::stop(const std::string& unit, std::optional<std::chrono::seconds> timeout) {
   try {
     runJob("StopUnit", unit, timeout);
@@ -170,33 +188,48 @@ std::string Systemd::activeState(const std::string& unit) {
 
 std::uint32_t Systemd::restarts(const std::string& unit) {
   return translated("ask systemd for the restarts of " + unit, [&] {
-    sdbus::ObjectPath path;
-    manager(*bus_)
-        ->callMethod("GetUnit")
-        .onInterface(managerInterface)
-        .withArguments(unit)
-        .storeResultsTo(path);
-    return sdbus::createProxy(*bus_, service, path)
+    return unitProxy(*bus_, unit)
         ->getProperty("NRestarts")
         .onInterface("org.freedesktop.systemd1.Service")
         .get<std::uint32_t>();
   });
 }
 
+std::string Systemd::job(const std::string& unit) {
+  return translated("ask systemd for the job of " + unit, [&] {
+    const auto job = unitProxy(*bus_, unit)
+                         ->getProperty("Job")
+                         .onInterface("org.freedesktop.systemd1.Unit")
+                         .get<sdbus::Struct<std::uint32_t, sdbus::ObjectPath>>();
+    if (job.get<0>() == 0) return std::string();
+    return sdbus::createProxy(*bus_, service, job.get<1>())
+        ->getProperty("JobType")
+        .onInterface("org.freedesktop.systemd1.Job")
+        .get<std::string>();
+  });
+}
+
+bool Systemd::isStopping() {
+  return managerProperty<std::string>(*bus_, "SystemState") == "stopping";
+}
+
 void Systemd::startTimer(const std::string& timer, const std::string& description,
-                         std::chrono::microseconds deadline) {
+                         const std::vector<std::chrono::microseconds>& times) {
   stop(timer);
   // OnStartupSec= counts from when systemd came up, so it is an absolute time.
   const std::chrono::microseconds startup(
       managerProperty<std::uint64_t>(*bus_, "UserspaceTimestampMonotonic"));
-  // Whole milliseconds: that is what systemd keeps of it over a daemon-reload.
-  const auto fromStartup =
-      static_cast<std::uint64_t>(std::max((deadline - startup).count(), std::int64_t{1000})) / 1000 * 1000;
   using Timer = sdbus::Struct<std::string, std::uint64_t>;
+  std::vector<Timer> timers;
+  // Whole milliseconds: that is what systemd keeps of it over a daemon-reload.
+  for (const auto time : times) {
+    const auto fromStartup = std::max((time - startup).count(), std::int64_t{1000});
+    timers.push_back({"OnStartupSec", static_cast<std::uint64_t>(fromStartup) / 1000 * 1000});
+  }
   translated("start " + timer, [&] {
     startTransient(*bus_, timer,
                    {{"Description", sdbus::Variant(description)},
-                    {"TimersMonotonic", sdbus::Variant(std::vector<Timer>{{"OnStartupSec", fromStartup}})},
+                    {"TimersMonotonic", sdbus::Variant(timers)},
                     {"AccuracyUSec", sdbus::Variant(std::uint64_t{100'000})},
                     {"RemainAfterElapse", sdbus::Variant(false)}});
   });

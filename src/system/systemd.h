@@ -43,8 +43,10 @@ class Systemd {
 
   /// Enqueues a start job and waits for it. Throws Error if the job's result is not "done".
   void start(const std::string& unit);
-  /// The same for a stop; a unit that is not loaded is stopped already. After `timeout` all its processes get
-  /// SIGKILL.
+  /// As start, but does not wait.
+  void enqueueStart(const std::string& unit);
+  /// As start, for a stop; a unit that is not loaded is stopped already. After `timeout` all its processes
+  /// get SIGKILL.
   void stop(const std::string& unit, std::optional<std::chrono::seconds> timeout = std::nullopt);
   /// Forgets that a unit failed, so that it counts as inactive.
   void resetFailed(const std::string& unit);
@@ -54,14 +56,19 @@ class Systemd {
   /// ActiveState of one unit; "inactive" if it is not loaded.
   std::string activeState(const std::string& unit);
 
-  /// How often systemd has restarted a service by itself since somebody asked for its start.
+  /// How often systemd has restarted a service by itself since somebody asked for its start (NRestarts).
   std::uint32_t restarts(const std::string& unit);
+  /// What is being done to the unit: "start", "stop", "restart", …; "" if nothing is.
+  std::string job(const std::string& unit);
+  /// Whether the host is going down.
+  bool isStopping();
 
-  /// Makes a transient timer that starts the service of its name once, at `deadline` on CLOCK_MONOTONIC, at
-  /// once if that has passed. A daemon-reload doesn't move it (systemd issue 31914: one with OnActiveSec=
-  /// would start again). It ends when it is stopped; one of that name that is there is replaced.
+  /// Makes a transient timer that starts the service of its name at each of these times on CLOCK_MONOTONIC,
+  /// at once for one that has passed, and goes after the last. A daemon-reload doesn't move it (systemd issue
+  /// 31914: one with OnActiveSec= would start again). It ends when it is stopped; one of that name that is
+  /// there is replaced.
   void startTimer(const std::string& timer, const std::string& description,
-                  std::chrono::microseconds deadline);
+                  const std::vector<std::chrono::microseconds>& times);
 
   /// Makes a transient path unit that starts the service of its name whenever `file` was closed after
   /// writing, replaced, removed or made. It ends when it is stopped; one of that name that is there is

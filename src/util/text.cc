@@ -1,5 +1,8 @@
 #include "util/text.h"
 
+#include <algorithm>
+#include <charconv>
+#include <cstdint>
 #include <format>
 
 namespace agentmachine {
@@ -102,6 +105,29 @@ std::string escaped(std::string_view text, std::size_t maxCharacters) {
       out += visible(c, before, text);
   }
   return out;
+}
+
+std::optional<std::chrono::seconds> parseDuration(std::string_view text) {
+  using namespace std::chrono;
+  constexpr std::pair<std::string_view, seconds> units[] = {
+      {"", 1s}, {"s", 1s}, {"min", 1min}, {"h", 1h}, {"d", days(1)}};
+  constexpr seconds most = days(365);
+  seconds sum{0};
+  if (text.empty()) return std::nullopt;
+  while (!text.empty()) {
+    std::uint32_t number = 0;
+    const auto [next, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (error != std::errc()) return std::nullopt;
+    text.remove_prefix(static_cast<std::size_t>(next - text.data()));
+    const auto unit = text.substr(0, text.find_first_of("0123456789"));
+    text.remove_prefix(unit.size());
+    const auto* known = std::ranges::find(units, unit, &std::pair<std::string_view, seconds>::first);
+    if (known == std::end(units) || (known->second > most / std::max<std::uint32_t>(number, 1)))
+      return std::nullopt;
+    sum += number * known->second;
+    if (sum > most) return std::nullopt;
+  }
+  return sum;
 }
 
 std::string inQuotes(std::string_view text) {

@@ -1,5 +1,6 @@
 // Small operations on strings. Pure: no I/O.
 #pragma once
+#include <chrono>
 #include <iterator>
 #include <optional>
 #include <string>
@@ -29,6 +30,10 @@ std::optional<char32_t> takeCodePoint(std::string_view& text);
 
 /// True for what has no place in a line of text: C0 and C1 controls, DEL, the line and paragraph separators.
 bool isControl(char32_t codePoint);
+
+/// "90", "90s", "5min", "2h", "1d", or several one after the other ("2h30min"); a year at most. Nothing if it
+/// is something else.
+std::optional<std::chrono::seconds> parseDuration(std::string_view text);
 
 /// For people: at most `maxCharacters`, and whatever is invisible, no UTF-8, a quote or a backslash escaped.
 std::string escaped(std::string_view text, std::size_t maxCharacters);

@@ -102,7 +102,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto nspawn = renderNspawnSettings(machine, settings, "/usr/libexec/agentmachine-init");
   std::vector<std::string> given, expected;
   for (const auto& value : values(nspawn, "Environment")) given.push_back(only(words(value)));
-  for (const auto& [name, value] : machineEnvironment(*card, settings))
+  for (const auto& [name, value] : machineEnvironment(*card, egressOf(settings)))
     expected.push_back(name + "=" + value);
   require(given == expected);
   const auto parameters = words(only(values(nspawn, "Parameters")));
@@ -121,6 +121,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
   const auto policy = policyFor(*card, settings);
   require(parsePolicy(renderPolicy(policy)) == policy);
-  require(nlohmann::json::accept(renderOpencodeConfig(*card, settings)));
+  require(nlohmann::json::accept(renderOpencodeConfig(*card, egressOf(settings))));
   return 0;
 }

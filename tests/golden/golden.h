@@ -21,6 +21,7 @@ void expectGolden(const std::filesystem::path& expected, std::string_view actual
 
 // The suites, each in its own file; main.cc registers them. `root` is tests/golden.
 void registerCardGoldens(const std::filesystem::path& root);
+void registerExportGoldens(const std::filesystem::path& root);
 void registerPlanGoldens(const std::filesystem::path& root);
 void registerCliGoldens(const std::filesystem::path& root);
 

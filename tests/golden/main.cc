@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   }
   agentmachine::registerCardGoldens(argv[1]);
   agentmachine::registerPlanGoldens(argv[1]);
+  agentmachine::registerExportGoldens(argv[1]);
   agentmachine::registerCliGoldens(argv[1]);
   return RUN_ALL_TESTS();
 }

@@ -37,12 +37,13 @@ inRoot() {
   mkdir -p "$cache/nix"
   # shellcheck disable=SC2016
   exec unshare --mount --propagation private /bin/bash -euc '
-    root=$1 src=$2 cache=$3; shift 3
+    root=$1 src=$2 cache=$3 crds=$4; shift 4
     mount --bind "$root" "$root"
     for d in proc sys dev; do mount --rbind "/$d" "$root/$d"; done
     mount --bind "$src" "$root/src"
     mount --bind "$cache" "$root/cache"
     mount --bind "$cache/nix" "$root/nix"
+    [[ ! -d $crds ]] || mount --bind "$crds" "$root/crds"
     for f in resolv.conf hosts ssl/certs/ca-certificates.crt; do
       [[ ! -e /etc/$f ]] || { touch "$root/etc/$f"; mount --bind "$(readlink -f "/etc/$f")" "$root/etc/$f"; }
     done
@@ -50,7 +51,7 @@ inRoot() {
     pivot_root . .
     umount -l .
     cd /src
-    exec "$@"' sh "$root" "$src" "$cache" \
+    exec "$@"' sh "$root" "$src" "$cache" "$(readlink -m "${LAB_CRDS:-$src/../shared/crds}")" \
     /usr/bin/env -i HOME=/root LANG=C.UTF-8 NIX_SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     CCACHE_DIR=/cache/ccache LAB_STATE="/cache/checkouts/$key" "${keep[@]}" "$@"
 }

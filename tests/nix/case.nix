@@ -44,8 +44,12 @@ nameOnly (
   else
     etc
     + services
+    + lib.concatStrings (lib.mapAttrsToList (name: timer: section "${name}.timer" (lines "" timer)) config.systemd.timers)
     + section "tmpfiles" (lib.concatMapStrings (rule: rule + "\n") config.systemd.tmpfiles.rules)
     + section "users" (lines "" config.users.users)
+    + lib.concatStrings (
+      lib.mapAttrsToList (name: file: section "manifest ${name} of K3s" file.source.text) config.services.k3s.manifests
+    )
     + section "firewall" (lines "" config.networking.firewall.interfaces)
     + section "other networks" "${show config.networking.dhcpcd.denyInterfaces}\n${show config.networking.networkmanager.unmanaged}\n"
 )

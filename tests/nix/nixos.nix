@@ -17,6 +17,7 @@ let
         path = option (types.listOf types.package) [ ];
         environment = option (types.attrsOf types.str) { };
         serviceConfig = option anything { };
+        unitConfig = option anything { };
         reloadIfChanged = option types.bool false;
         restartIfChanged = option types.bool true;
       };
@@ -29,6 +30,7 @@ in
     environment.etc = option (types.attrsOf anything) { };
     systemd.packages = option (types.listOf types.package) [ ];
     systemd.services = option (types.attrsOf service) { };
+    systemd.timers = option (types.attrsOf anything) { };
     systemd.tmpfiles.packages = option (types.listOf types.package) [ ];
     systemd.tmpfiles.rules = option (types.listOf types.str) [ ];
     users.users = option (types.attrsOf anything) { };
@@ -37,5 +39,6 @@ in
     networking.dhcpcd.denyInterfaces = option (types.listOf types.str) [ ];
     networking.networkmanager.unmanaged = option (types.listOf types.str) [ ];
     services.k3s.enable = option types.bool false;
+    services.k3s.manifests = option (types.attrsOf anything) { };
   };
 }

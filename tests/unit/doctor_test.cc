@@ -36,7 +36,7 @@ DoctorFacts goodHost() {
                    .bridge = true,
                    .filterRefusal = "",
                    .filter = FilterState::inPlace,
-                   .filterPorts = {"am-2"},
+                   .filterPorts = {{"am-2", {}}},
                    .machinePorts = {"am-2"}};
   facts.images = 1;
   facts.fileSystems = {{.path = "/var/lib/agentmachine",

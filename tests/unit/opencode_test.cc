@@ -18,7 +18,7 @@ Card cardOf(ApiProvider provider) {
 }
 
 Json configOf(const Card& card) {
-  return Json::parse(renderOpencodeConfig(card, Settings{}));
+  return Json::parse(renderOpencodeConfig(card, egressOf(Settings{})));
 }
 
 TEST(Opencode, TalksToTheBrokerWithoutTheKey) {
@@ -45,7 +45,7 @@ TEST(Opencode, FindsTheKeyInAFileIfTheCardSaysSo) {
   card.apiKeyHeader = HeaderName::parse("authorization").value();
   EXPECT_EQ(configOf(card)["provider"]["custom"]["options"]["headers"],
             Json({{"authorization", "Bearer {file:/run/agentmachine/agent/api-key}"}}));
-  const auto environment = machineEnvironment(card, Settings{});
+  const auto environment = machineEnvironment(card, egressOf(Settings{}));
   EXPECT_TRUE(std::ranges::contains(environment,
                                     std::pair<std::string, std::string>("AGENT_API_KEY_FILE", agentKeyFile)));
 }
@@ -100,7 +100,7 @@ TEST(Opencode, EnvironmentLeadsToTheProxyAndKeepsOpencodeQuiet) {
   Card card = cardOf(ApiProvider::anthropic);
   card.environment.emplace(EnvironmentName::parse("LANG").value(), PlainText::parse("C.UTF-8").value());
   std::map<std::string, std::string> environment;
-  for (const auto& [name, value] : machineEnvironment(card, Settings{}))
+  for (const auto& [name, value] : machineEnvironment(card, egressOf(Settings{})))
     EXPECT_TRUE(environment.emplace(name, value).second) << name << " twice";
   for (const char* name : {"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"})
     EXPECT_EQ(environment[name], "http://10.213.0.1:3128");

@@ -1,0 +1,307 @@
+#include "export/bwrap.h"
+
+#include <algorithm>
+#include <format>
+
+#include "export/promises.h"
+#include "export/proxy.h"
+#include "plan/host.h"
+#include "plan/ini.h"
+#include "plan/machine.h"
+#include "plan/opencode.h"
+#include "plan/unit.h"
+#include "util/error.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace {
+
+constexpr std::uint32_t loopbackBase = 0x7fd60000;  // 127.214.0.0/16, an address each
+constexpr std::uint32_t loopbackSlots = 65534;
+constexpr std::uint64_t leastScratchMb = 16;
+constexpr std::string_view units = "etc/systemd/system/";
+constexpr std::string_view configs = "etc/agentmachine/bwrap/";
+
+/// Of the proxy, on the host's loopback.
+std::string addressOf(const AgentId& id) {
+  return Ipv4{loopbackBase + 1 + slotOf(id, loopbackSlots)}.str();
+}
+
+ProxyPlaces placesOf(const AgentId& id) {
+  return {.address = addressOf(id),
+          .config = std::format("/{}{}/proxy", configs, id.str()),
+          .secret = "${CREDENTIALS_DIRECTORY}",
+          .runtime = "/run/agentmachine-bwrap-squid/" + id.str(),
+          .outputIsSocket = true};
+}
+
+/// The sockets of systemd listen there, in the agent's network namespace.
+Egress egressOf(const Card& card) {
+  return {.proxy = std::format("http://127.0.0.1:{}", exportedProxyPort),
+          .broker = brokerUrl(card, "127.0.0.1"),
+          .direct = "localhost,127.0.0.1"};
+}
+
+std::string configOf(const AgentId& id) {
+  return std::format("/{}{}/opencode.json", configs, id.str());
+}
+
+/// What comes after bwrap's options for namespaces; `key` is where the key is, if the agent is to have it.
+std::vector<std::string> sandbox(const Card& card, const BwrapOptions& options, const std::string& key) {
+  const auto bytes = [](std::uint64_t mebibytes) { return std::to_string(mebibytes << 20); };
+  const auto& limits = card.limits;
+  std::vector<std::string> words = {"--die-with-parent",
+                                    "--new-session",
+                                    "--uid",
+                                    std::to_string(agentUid),
+                                    "--gid",
+                                    std::to_string(agentUid),
+                                    "--hostname",
+                                    MachineName(card.id).str(),
+                                    "--cap-drop",
+                                    "ALL",
+                                    "--ro-bind",
+                                    options.root.str(),
+                                    "/",
+                                    "--proc",
+                                    "/proc",
+                                    "--dev",
+                                    "/dev",
+                                    "--size",
+                                    bytes(limits.tmpMb.value_or(limits.memoryMb / 4)),
+                                    "--perms",
+                                    "1777",
+                                    "--tmpfs",
+                                    "/tmp",
+                                    "--size",
+                                    bytes(std::max(limits.memoryMb / 10, leastScratchMb)),
+                                    "--perms",
+                                    "1777",
+                                    "--tmpfs",
+                                    "/home/agent",
+                                    "--size",
+                                    bytes(leastScratchMb),
+                                    "--tmpfs",
+                                    "/run",
+                                    "--bind",
+                                    card.workspace.str(),
+                                    "/workspace",
+                                    "--ro-bind",
+                                    configOf(card.id),
+                                    "/etc/opencode/opencode.json"};
+  if (card.apiKeyFile && card.apiKeyDelivery == KeyDelivery::credential)
+    append(words, {"--ro-bind", key, std::string(agentKeyFile)});
+  words.emplace_back("--clearenv");
+  for (const auto& [name, value] : machineEnvironment(card, egressOf(card)))
+    append(words, {"--setenv", name, value});
+  append(words, {"--chdir", "/workspace", "--"});
+  append(words, payloadCommand(card));
+  return words;
+}
+
+/// A command line of a unit; the one variable that systemd has to expand stays.
+std::string commandLine(const std::vector<std::string>& words) {
+  constexpr std::string_view variable = "${CREDENTIALS_DIRECTORY}/";
+  std::vector<std::string> quoted;
+  for (const auto& word : words) quoted.push_back(word.starts_with(variable) ? word : unitWord(word));
+  return join(quoted, " ");
+}
+
+/// The seed's hardening, but for what bubblewrap needs itself: namespaces, mounts and a whole /proc to make
+/// its own from.
+std::string agentTemplate(const BwrapOptions& options) {
+  IniFile file;
+  file.comment("Rendered by agentmachine. What it runs is in each agent's drop-in.")
+      .section("Unit")
+      .set("Description", "Agent %i in bubblewrap")
+      .set("Requires",
+           "agentmachine-bwrap-squid@%i.service agentmachine-bwrap-proxy@%i.socket "
+           "agentmachine-bwrap-broker@%i.socket")
+      .set("After",
+           "agentmachine-bwrap-squid@%i.service agentmachine-bwrap-proxy@%i.socket "
+           "agentmachine-bwrap-broker@%i.socket")
+      .section("Service")
+      .set("User", escapeSpecifiers(options.user))
+      // Its own, with nothing but loopback, which the sockets share.
+      .set("PrivateNetwork", "yes")
+      .set("PrivateTmp", "yes")
+      .set("PrivateDevices", "yes")
+      .set("PrivateIPC", "yes")
+      .set("PrivateMounts", "yes")
+      .set("ProtectSystem", "strict")
+      .set("ProtectClock", "yes")
+      .set("ProtectKernelModules", "yes")
+      .set("RestrictAddressFamilies", "AF_UNIX AF_INET AF_NETLINK")
+      .set("NoNewPrivileges", "yes")
+      .set("CapabilityBoundingSet", "")
+      .set("AmbientCapabilities", "")
+      .set("LockPersonality", "yes")
+      .set("RestrictRealtime", "yes")
+      .set("RestrictSUIDSGID", "yes")
+      .set("RemoveIPC", "yes")
+      .set("SystemCallArchitectures", "native")
+      .set("SystemCallFilter", "@system-service @mount @sandbox pivot_root unshare setns")
+      .set("SystemCallErrorNumber", "EPERM")
+      .set("KeyringMode", "private")
+      .set("LimitCORE", "0")
+      .set("MemorySwapMax", "0")
+      .set("OOMPolicy", "continue");
+  return file.str();
+}
+
+std::string agentDropIn(const Card& card, const BwrapOptions& options) {
+  const auto& limits = card.limits;
+  const bool ends = card.ttl.count() > 0;
+  // Without --unshare-net: the unit's network namespace is private already, and has the proxy's sockets.
+  std::vector<std::string> command = {"/usr/bin/bwrap", "--unshare-user", "--unshare-ipc",
+                                      "--unshare-pid",  "--unshare-uts",  "--unshare-cgroup"};
+  append(command, sandbox(card, options, "${CREDENTIALS_DIRECTORY}/api-key"));
+  IniFile file;
+  file.comment("Rendered by agentmachine from the card of " + card.id.str() + ".")
+      .section("Service")
+      .set("ExecStart", commandLine(command))
+      .set("ReadWritePaths", card.workspace.str())
+      .set("Restart", ends ? "no" : "on-failure")
+      .set("MemoryMax", std::format("{}M", limits.memoryMb))
+      .set("CPUWeight", std::to_string(cpuWeight(limits.cpuShares)))
+      .set("IOWeight", std::to_string(limits.ioWeight))
+      // The card counts the agent's processes; bwrap's two come on top.
+      .set("TasksMax", std::to_string(limits.maxProcesses + 2))
+      .set("LimitNOFILE", std::to_string(limits.maxOpenFiles));
+  if (limits.cpuQuotaPercent) file.set("CPUQuota", std::format("{}%", *limits.cpuQuotaPercent));
+  if (ends) file.set("RuntimeMaxSec", std::to_string(card.ttl.count()));
+  if (card.memoryDenyWriteExecute) file.set("MemoryDenyWriteExecute", "yes");
+  if (card.apiKeyFile && card.apiKeyDelivery == KeyDelivery::credential)
+    file.set("LoadCredential", std::format("api-key:{}", card.apiKeyFile->str()));
+  return file.str();
+}
+
+std::string socketTemplate(std::string_view what, std::uint16_t port) {
+  IniFile file;
+  file.comment(
+          "Rendered by agentmachine: listens in the agent's network namespace, and serves from the host's.")
+      .section("Unit")
+      .set("Description", std::format("The way of agent %i to its {}", what))
+      .set("JoinsNamespaceOf", "agentmachine-bwrap@%i.service")
+      .set("PartOf", "agentmachine-bwrap@%i.service")
+      .section("Socket")
+      .set("PrivateNetwork", "yes")
+      .set("ListenStream", std::format("127.0.0.1:{}", port));
+  return file.str();
+}
+
+std::string relay(const Card& card, std::string_view what, std::uint16_t port) {
+  IniFile file;
+  file.comment("Rendered by agentmachine from the card of " + card.id.str() + ".")
+      .section("Unit")
+      .set("Description", std::format("Relay of agent {} to its {}", card.id.str(), what))
+      .section("Service")
+      .set("ExecStart", std::format("/usr/lib/systemd/systemd-socket-proxyd {}:{}", addressOf(card.id), port))
+      .set("DynamicUser", "yes")
+      .set("ProtectHome", "yes")
+      .set("NoNewPrivileges", "yes")
+      .set("IPAddressDeny", "any")
+      .set("IPAddressAllow", "localhost");
+  return file.str();
+}
+
+std::string squidTemplate() {
+  IniFile file;
+  file.comment("Rendered by agentmachine: the proxy of one agent.")
+      .section("Unit")
+      .set("Description", "Proxy of agent %i")
+      .set("After", "network-online.target")
+      .set("Wants", "network-online.target")
+      .section("Service")
+      .set("ExecStart", std::format("/bin/sh /{}%i/proxy/start", configs))
+      .set("DynamicUser", "yes")
+      .set("RuntimeDirectory", "agentmachine-bwrap-squid/%i")
+      .set("RuntimeDirectoryMode", "0700")
+      .set("ProtectHome", "yes")
+      .set("PrivateDevices", "yes")
+      .set("ProtectKernelTunables", "yes")
+      .set("ProtectKernelModules", "yes")
+      .set("ProtectControlGroups", "yes")
+      .set("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6")
+      .set("RestrictNamespaces", "yes")
+      .set("CapabilityBoundingSet", "")
+      .set("NoNewPrivileges", "yes")
+      .set("SystemCallFilter", "@system-service")
+      .set("MemoryMax", "512M")
+      .set("Restart", "on-failure");
+  return file.str();
+}
+
+/// For sh(1).
+std::string shellWord(const std::string& word) {
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+  return quoted + "'";
+}
+
+void addCard(ExportedFiles& result, const Card& card, const BwrapOptions& options) {
+  const std::string& id = card.id.str();
+  const auto unit = [&](std::string_view name) { return std::format("{}{}", units, name); };
+  result.files[unit(std::format("agentmachine-bwrap@{}.service.d/card.conf", id))] =
+      agentDropIn(card, options);
+  result.files[unit(std::format("agentmachine-bwrap-proxy@{}.service", id))] =
+      relay(card, "proxy", exportedProxyPort);
+  result.files[unit(std::format("agentmachine-bwrap-broker@{}.service", id))] =
+      relay(card, "broker", exportedBrokerPort);
+  if (proxyHasKey(card)) {
+    IniFile key;
+    key.comment("Rendered by agentmachine from the card of " + id + ".")
+        .section("Service")
+        .set("LoadCredential", std::format("{}:{}", proxyKeyName, card.apiKeyFile->str()));
+    result.files[unit(std::format("agentmachine-bwrap-squid@{}.service.d/key.conf", id))] = key.str();
+  }
+  const auto places = placesOf(card.id);
+  const auto config = std::format("{}{}/", configs, id);
+  result.files[config + "opencode.json"] = renderOpencodeConfig(card, egressOf(card));
+  result.files[config + "proxy/squid.conf"] = renderProxyConf(card, places);
+  result.files[config + "proxy/start"] = startProxyScript(card, places);
+  std::vector<std::string> quoted;
+  for (const auto& word : bwrapCommand(card, options)) quoted.push_back(shellWord(word));
+  result.files[config + "without-network"] = "#!/bin/sh\n# The agent of " + id +
+                                             " with no network at all. The units give it its proxy.\nexec " +
+                                             join(quoted, " ") + "\n";
+}
+
+}  // namespace
+
+std::vector<std::string> bwrapCommand(const Card& card, const BwrapOptions& options) {
+  std::vector<std::string> command = {"bwrap", "--unshare-all"};
+  append(command, sandbox(card, options, card.apiKeyFile ? card.apiKeyFile->str() : ""));
+  return command;
+}
+
+ExportedFiles exportBwrap(const std::vector<Card>& cards, const BwrapOptions& options) {
+  checkTogether(cards);
+  ExportedFiles result;
+  const auto unit = [&](std::string_view name) { return std::format("{}{}", units, name); };
+  result.files[unit("agentmachine-bwrap@.service")] = agentTemplate(options);
+  result.files[unit("agentmachine-bwrap-squid@.service")] = squidTemplate();
+  result.files[unit("agentmachine-bwrap-proxy@.socket")] = socketTemplate("proxy", exportedProxyPort);
+  result.files[unit("agentmachine-bwrap-broker@.socket")] = socketTemplate("broker", exportedBrokerPort);
+  std::map<std::uint32_t, std::string> slots;
+  for (const auto& card : cards) {
+    const std::string& id = card.id.str();
+    inContext("export " + id, [&] {
+      (void)exportedPolicy(card);
+      if (const auto [other, isNew] = slots.emplace(slotOf(card.id, loopbackSlots), id); !isNew)
+        throw Error(
+            std::format("its proxy would have the address of that of \"{}\", {}: choose another agent_id",
+                        other->second, addressOf(card.id)));
+    });
+    addCard(result, card, options);
+    auto warnings = warningsFor(Engine::bwrap, card);
+    warnings.push_back(std::format("workspace {}: must belong to {}", card.workspace.str(), options.user));
+    if (card.proxy && !isOwnProxy(*card.proxy, Settings{}))
+      warnings.push_back(std::format("proxy {}: is not used", card.proxy->str()));
+    for (const auto& warning : warnings) result.warnings.push_back(id + ": " + warning);
+  }
+  return result;
+}
+
+}  // namespace agentmachine

@@ -1,0 +1,208 @@
+#include "export/podman.h"
+
+#include <algorithm>
+#include <format>
+
+#include "export/promises.h"
+#include "export/proxy.h"
+#include "plan/host.h"
+#include "plan/ini.h"
+#include "plan/machine.h"
+#include "plan/opencode.h"
+#include "plan/unit.h"
+#include "util/error.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace {
+
+constexpr std::uint32_t networkBase = 0x0ad60000;  // 10.214.0.0/16, in networks of eight addresses
+constexpr std::uint32_t networks = 8192;
+constexpr std::uint32_t proxyUid = 65531;
+constexpr std::uint64_t leastScratchMb = 16;
+
+struct Addresses {
+  Ipv4 network, gateway, proxy, agent;
+};
+
+Addresses addressesOf(const AgentId& id) {
+  const std::uint32_t base = networkBase + slotOf(id, networks) * 8;
+  return {.network = {base}, .gateway = {base + 1}, .proxy = {base + 2}, .agent = {base + 3}};
+}
+
+Egress egressOf(const Card& card) {
+  const std::string proxy = addressesOf(card.id).proxy.str();
+  return {.proxy = std::format("http://{}:{}", proxy, exportedProxyPort),
+          .broker = brokerUrl(card, proxy),
+          .direct = "localhost,127.0.0.1," + proxy};
+}
+
+std::string head(const Card& card) {
+  return "Rendered by agentmachine from the card of " + card.id.str() + ".";
+}
+
+std::string words(const std::vector<std::string>& list) {
+  std::vector<std::string> quoted;
+  for (const auto& word : list) quoted.push_back(unitWord(word));
+  return join(quoted, " ");
+}
+
+std::string tmpfs(std::string_view path, std::uint64_t mebibytes, std::string_view more) {
+  return std::format("{}:rw,nosuid,nodev,size={}m,{}", path, mebibytes, more);
+}
+
+/// What both containers have.
+void confine(IniFile& file) {
+  file.set("ReadOnly", "true")
+      .set("ReadOnlyTmpfs", "false")
+      .set("NoNewPrivileges", "true")
+      .set("DropCapability", "all")
+      .set("LogDriver", "journald");
+}
+
+std::string agentNetwork(const Card& card) {
+  const auto addresses = addressesOf(card.id);
+  IniFile file;
+  file.comment(head(card) + " It leads nowhere, and nobody answers for names.")
+      .section("Network")
+      .set("NetworkName", MachineName(card.id).str())
+      .set("Internal", "true")
+      .set("DisableDNS", "true")
+      .set("Subnet", addresses.network.str() + "/29")
+      .set("Gateway", addresses.gateway.str());
+  return file.str();
+}
+
+std::string proxyNetwork(const Card& card) {
+  IniFile file;
+  file.comment(head(card) + " The proxy's way to the internet.")
+      .section("Network")
+      .set("NetworkName", proxyName(card.id));
+  return file.str();
+}
+
+std::string proxyContainer(const Card& card, const PodmanOptions& options) {
+  const std::string name = proxyName(card.id), machine = MachineName(card.id).str();
+  IniFile file;
+  file.comment(head(card) + " What its agent may reach is in " + name + "/squid.conf.")
+      .section("Unit")
+      .set("Description", "Proxy of agent " + card.id.str())
+      .section("Container")
+      .set("ContainerName", name)
+      .set("Image", options.proxyImage.str())
+      .set("Entrypoint", "/bin/sh")
+      .set("Exec", ProxyPlaces{}.config + "/start")
+      .set("User", std::to_string(proxyUid))
+      .set("Group", std::to_string(proxyUid))
+      .set("Network", machine + ".network:ip=" + addressesOf(card.id).proxy.str())
+      .set("Network", name + ".network");
+  confine(file);
+  file.set("Tmpfs", tmpfs(ProxyPlaces{}.runtime, leastScratchMb, "mode=1777"))
+      .set("Volume", std::format("./{}:{}:ro,Z", name, ProxyPlaces{}.config));
+  if (proxyHasKey(card))
+    file.set("Secret", std::format("{}-key,type=mount,target={}/{},uid={},gid={},mode=0400", machine,
+                                   ProxyPlaces{}.secret, proxyKeyName, proxyUid, proxyUid));
+  if (options.rootful) file.set("UserNS", "auto:size=65536");
+  file.section("Service").set("Restart", "on-failure").set("MemoryMax", "512M").set("TasksMax", "64");
+  return file.str();
+}
+
+void setService(IniFile& file, const Card& card, const PodmanOptions& options) {
+  const auto& limits = card.limits;
+  const bool ends = card.ttl.count() > 0;
+  file.section("Service")
+      // Its time would begin anew.
+      .set("Restart", ends ? "no" : "on-failure")
+      .set("MemoryMax", std::format("{}M", limits.memoryMb))
+      .set("MemorySwapMax", "0")
+      .set("CPUWeight", std::to_string(cpuWeight(limits.cpuShares)));
+  if (options.rootful) file.set("IOWeight", std::to_string(limits.ioWeight));
+  if (limits.cpuQuotaPercent) file.set("CPUQuota", std::format("{}%", *limits.cpuQuotaPercent));
+  if (ends) file.set("RuntimeMaxSec", std::to_string(card.ttl.count()));
+}
+
+std::string agentContainer(const Card& card, const PodmanOptions& options) {
+  const std::string name = MachineName(card.id).str();
+  const auto& limits = card.limits;
+  IniFile file;
+  file.comment(head(card))
+      .section("Unit")
+      .set("Description", "Agent " + card.id.str())
+      .set("Requires", proxyName(card.id) + ".service")
+      .set("After", proxyName(card.id) + ".service")
+      .section("Container")
+      .set("ContainerName", name)
+      .set("Image", options.image.str())
+      .set("Entrypoint", "")
+      .set("Exec", words(payloadCommand(card)))
+      .set("WorkingDir", "/workspace")
+      .set("User", std::to_string(agentUid))
+      .set("Group", std::to_string(agentUid))
+      .set("Network", name + ".network:ip=" + addressesOf(card.id).agent.str())
+      // Without it the host's resolvers would be in /etc/resolv.conf.
+      .set("DNS", "none");
+  confine(file);
+  // opencode as PID 1 would ignore SIGTERM.
+  file.set("RunInit", "true")
+      .set("UserNS", options.rootful ? "auto:size=65536" : std::format("keep-id:uid={0},gid={0}", agentUid))
+      .set("Volume", std::format("{}:/workspace:rw,nosuid,nodev{}", card.workspace.str(),
+                                 options.rootful ? ",idmap" : ""))
+      .set("Volume", std::format("./{}/opencode.json:/etc/opencode/opencode.json:ro,Z", name))
+      .set("Tmpfs", tmpfs("/tmp", limits.tmpMb.value_or(limits.memoryMb / 4), "mode=1777"))
+      .set("Tmpfs", tmpfs("/home/agent", std::max(limits.memoryMb / 10, leastScratchMb), "mode=1777"))
+      // The card's, and catatonit, which is PID 1.
+      .set("PidsLimit", std::to_string(limits.maxProcesses + 1))
+      .set("Ulimit", std::format("nofile={0}:{0}", limits.maxOpenFiles))
+      .set("Ulimit", "core=0:0");
+  if (card.apiKeyFile && card.apiKeyDelivery == KeyDelivery::credential)
+    file.set("Secret", std::format("{}-key,type=mount,target={},uid={},gid={},mode=0400", name, agentKeyFile,
+                                   agentUid, agentUid));
+  for (const auto& [variable, value] : machineEnvironment(card, egressOf(card)))
+    file.set("Environment", unitWord(std::format("{}={}", variable, value)));
+  setService(file, card, options);
+  return file.str();
+}
+
+}  // namespace
+
+ExportedFiles exportPodman(const std::vector<Card>& cards, const PodmanOptions& options) {
+  checkTogether(cards);
+  ExportedFiles result;
+  std::map<std::uint32_t, std::string> slots;
+  for (const auto& card : cards) {
+    const std::string& id = card.id.str();
+    inContext("export " + id, [&] {
+      (void)exportedPolicy(card);
+      if (const auto [other, isNew] = slots.emplace(slotOf(card.id, networks), id); !isNew)
+        throw Error(std::format("its network would be that of \"{}\", {}/29: choose another agent_id",
+                                other->second, addressesOf(card.id).network.str()));
+    });
+    const std::string name = MachineName(card.id).str(), proxy = proxyName(card.id);
+    result.files[name + ".network"] = agentNetwork(card);
+    result.files[proxy + ".network"] = proxyNetwork(card);
+    result.files[proxy + ".container"] = proxyContainer(card, options);
+    result.files[name + ".container"] = agentContainer(card, options);
+    result.files[name + "/opencode.json"] = renderOpencodeConfig(card, egressOf(card));
+    result.files[proxy + "/squid.conf"] = renderProxyConf(card);
+    result.files[proxy + "/start"] = startProxyScript(card);
+    auto warnings = warningsFor(Engine::podman, card);
+    if (options.rootful)
+      warnings.emplace_back(
+          "No way out but the proxy: weaker: with Podman of root the host has an address in the agent's "
+          "network, and what listens on all addresses of the host can be reached there");
+    warnings.push_back(
+        options.rootful
+            ? std::format("workspace {0}: must belong to {1}:{1}", card.workspace.str(), agentUid)
+            : std::format("workspace {}: must belong to the user whose Podman it is", card.workspace.str()));
+    if (card.proxy && !isOwnProxy(*card.proxy, Settings{}))
+      warnings.push_back(std::format("proxy {}: is not used", card.proxy->str()));
+    if (card.apiKeyFile)
+      warnings.push_back(
+          std::format("api_key_file: type `podman secret create {}-key {}`", name, card.apiKeyFile->str()));
+    for (const auto& warning : warnings) result.warnings.push_back(id + ": " + warning);
+  }
+  return result;
+}
+
+}  // namespace agentmachine

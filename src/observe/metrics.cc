@@ -1,0 +1,192 @@
+#include "observe/metrics.h"
+
+#include <format>
+#include <functional>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+#include <prometheus/metric_family.h>
+#include <prometheus/text_serializer.h>
+
+#include "util/error.h"
+
+namespace agentmachine {
+
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+using Labels = std::vector<ClientMetric::Label>;
+
+constexpr double microsecondsInSecond = 1e6;
+constexpr std::uint64_t bytesInMebibyte = 1024UL * 1024;
+
+/// The families in the order in which they are first named.
+class Families {
+ public:
+  void gauge(const std::string& name, const std::string& help, const Labels& labels, double value) {
+    ClientMetric metric{.label = labels};
+    metric.gauge.value = value;
+    add(name, help, MetricType::Gauge, metric);
+  }
+  void counter(const std::string& name, const std::string& help, const Labels& labels, double value) {
+    ClientMetric metric{.label = labels};
+    metric.counter.value = value;
+    add(name, help, MetricType::Counter, metric);
+  }
+  [[nodiscard]] std::string text() const { return prometheus::TextSerializer().Serialize(families_); }
+
+ private:
+  void add(const std::string& name, const std::string& help, MetricType type, const ClientMetric& metric) {
+    const std::string full = "agentmachine_" + name;
+    for (auto& family : families_)
+      if (family.name == full) return family.metric.push_back(metric);
+    families_.push_back({full, help, type, {metric}});
+  }
+  std::vector<MetricFamily> families_;
+};
+
+double asDouble(std::uint64_t value) {
+  return static_cast<double>(value);
+}
+
+void addState(Families& families, const MachineStatus& status) {
+  const std::string id = status.machine.card.id.str();
+  for (const auto state : {MachineState::created, MachineState::running, MachineState::stopped,
+                           MachineState::failed, MachineState::expired})
+    families.gauge("machine_state", "1 for the state that the machine is in.",
+                   {{"id", id}, {"state", std::string(toString(state))}}, status.state == state ? 1 : 0);
+}
+
+void addUse(Families& families, const MachineStatus& status, const MachineUsage& usage) {
+  const Labels labels = {{"id", status.machine.card.id.str()}};
+  const auto& limits = status.machine.card.limits;
+  const auto gauge = [&](const char* name, const char* help, const auto& value) {
+    if (value) families.gauge(name, help, labels, static_cast<double>(*value));
+  };
+  const auto counter = [&](const char* name, const char* help, const auto& value) {
+    if (value) families.counter(name, help, labels, static_cast<double>(*value));
+  };
+  if (usage.cpuMicroseconds)
+    families.counter("machine_cpu_seconds_total", "CPU time of the present run.", labels,
+                     asDouble(*usage.cpuMicroseconds) / microsecondsInSecond);
+  gauge("machine_memory_bytes", "Memory in use.", status.memoryBytes);
+  gauge("machine_memory_peak_bytes", "Most memory that the present run had in use.", usage.memoryPeakBytes);
+  families.gauge("machine_memory_limit_bytes", "The card's memory_mb.", labels,
+                 asDouble(limits.memoryMb * bytesInMebibyte));
+  counter("machine_oom_kills_total", "Processes killed for want of memory in the present run.",
+          usage.oomKills);
+  gauge("machine_tasks", "Processes and threads.", status.tasks);
+  families.gauge("machine_tasks_limit", "The card's max_processes.", labels, asDouble(limits.maxProcesses));
+  counter("machine_read_bytes_total", "Read from disks in the present run.", usage.readBytes);
+  counter("machine_written_bytes_total", "Written to disks in the present run.", usage.writtenBytes);
+  if (status.ttlRemaining)
+    families.gauge("machine_ttl_remaining_seconds", "Until the machine's time is up.", labels,
+                   static_cast<double>(status.ttlRemaining->count()));
+  if (status.workspace) {
+    families.gauge("machine_workspace_bytes", "In use of a workspace that has a limit.", labels,
+                   asDouble(status.workspace->bytes));
+    families.gauge("machine_workspace_limit_bytes", "The card's disk_mb.", labels,
+                   asDouble(status.workspace->limitBytes));
+  }
+}
+
+/// The sums of all counts by what `labelsOf` says of their keys.
+void addSums(Families& families, const RequestCounts& requests, const char* name, const char* help,
+             const std::function<std::optional<Labels>(const RequestKey&)>& labelsOf,
+             std::uint64_t RequestCount::* member) {
+  std::map<std::vector<std::pair<std::string, std::string>>, std::uint64_t> sums;
+  for (const auto& [key, value] : requests.counts)
+    if (const auto labels = labelsOf(key)) {
+      std::vector<std::pair<std::string, std::string>> pairs;
+      for (const auto& label : *labels) pairs.emplace_back(label.name, label.value);
+      sums[pairs] += value.*member;
+    }
+  for (const auto& [pairs, sum] : sums) {
+    Labels labels;
+    for (const auto& [label, value] : pairs) labels.push_back({label, value});
+    families.counter(name, help, labels, asDouble(sum));
+  }
+}
+
+void addRequests(Families& families, const RequestCounts& requests) {
+  const auto byVia = [](const RequestKey& key) { return Labels{{"id", key.id}, {"via", key.via}}; };
+  addSums(
+      families, requests, "requests_total", "Requests that the proxy decided.",
+      [](const RequestKey& key) -> std::optional<Labels> {
+        return Labels{{"id", key.id}, {"via", key.via}, {"decision", key.decision}};
+      },
+      &RequestCount::requests);
+  addSums(
+      families, requests, "requests_denied_total", "Requests that were refused, by the reason.",
+      [](const RequestKey& key) -> std::optional<Labels> {
+        if (key.decision != "deny") return std::nullopt;
+        return Labels{{"id", key.id}, {"reason", key.reason}};
+      },
+      &RequestCount::requests);
+  addSums(
+      families, requests, "broker_responses_total", "Answers of the model provider, by the class of status.",
+      [](const RequestKey& key) -> std::optional<Labels> {
+        if (key.via != "broker" || key.decision != "allow" || key.status.empty()) return std::nullopt;
+        return Labels{{"id", key.id}, {"status", key.status}};
+      },
+      &RequestCount::requests);
+  addSums(families, requests, "sent_bytes_total", "From machines to the proxy.", byVia,
+          &RequestCount::bytesUp);
+  addSums(families, requests, "received_bytes_total", "From the proxy to machines.", byVia,
+          &RequestCount::bytesDown);
+}
+
+}  // namespace
+
+void count(RequestCounts& counts, const AuditRecord& record) {
+  RequestKey key{
+      .id = record.id, .via = record.via, .decision = record.decision, .reason = record.reason, .status = {}};
+  if (record.status && *record.status >= 100) key.status = std::format("{}xx", *record.status / 100);
+  auto& sum = counts.counts[key];
+  ++sum.requests;
+  sum.bytesUp += record.bytesUp;
+  sum.bytesDown += record.bytesDown;
+}
+
+std::string toJson(const RequestCounts& counts) {
+  auto list = nlohmann::json::array();
+  for (const auto& [key, sum] : counts.counts)
+    list.push_back(
+        {key.id, key.via, key.decision, key.reason, key.status, sum.requests, sum.bytesUp, sum.bytesDown});
+  return nlohmann::json{{"cursor", counts.cursor}, {"counts", list}}.dump() + "\n";
+}
+
+RequestCounts parseRequestCounts(std::string_view text) {
+  try {
+    const auto json = nlohmann::json::parse(text);
+    RequestCounts counts{.counts = {}, .cursor = json.at("cursor").get<std::string>()};
+    for (const auto& row : json.at("counts"))
+      counts.counts[{.id = row.at(0),
+                     .via = row.at(1),
+                     .decision = row.at(2),
+                     .reason = row.at(3),
+                     .status = row.at(4)}] = {
+          .requests = row.at(5), .bytesUp = row.at(6), .bytesDown = row.at(7)};
+    return counts;
+  } catch (const nlohmann::json::exception& cause) {
+    throw Error(std::string("it is damaged: ") + cause.what());
+  }
+}
+
+std::string renderMetrics(const Metrics& metrics) {
+  Families families;
+  for (const auto& status : metrics.machines) addState(families, status);
+  for (const auto& status : metrics.machines) {
+    const auto usage = metrics.usage.find(status.machine.card.id.str());
+    addUse(families, status, usage == metrics.usage.end() ? MachineUsage{} : usage->second);
+  }
+  for (const auto& [guard, up] : metrics.guards)
+    families.gauge("guard_up", "Whether what holds all machines in is in place.", {{"guard", guard}},
+                   up ? 1 : 0);
+  addRequests(families, metrics.requests);
+  return families.text();
+}
+
+}  // namespace agentmachine

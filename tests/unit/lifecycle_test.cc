@@ -1,0 +1,191 @@
+// How runs end in words, durations as people type them, and what `repair` finds to do.
+#include <gtest/gtest.h>
+
+#include "plan/repair.h"
+#include "system/run_record.h"
+#include "util/text.h"
+
+namespace agentmachine {
+
+namespace {
+
+TEST(End, IsToldInWords) {
+  const auto payload = [](const std::string& code, const std::string& status, std::uint64_t oomKills = 0) {
+    return describe(EndRecord{.result = "exit-code", .code = code, .status = status, .oomKills = oomKills});
+  };
+  EXPECT_EQ(payload("exited", "0"), "ended");
+  EXPECT_EQ(payload("exited", "7"), "exited with status 7");
+  EXPECT_EQ(payload("exited", "139"), "killed by signal 11 (SEGV)");
+  EXPECT_EQ(payload("exited", "137"), "killed by signal 9 (KILL)");
+  EXPECT_EQ(payload("exited", "137", 1), "killed because its memory ran out");
+  EXPECT_EQ(payload("exited", "1", 2), "exited with status 1; memory ran out, 2 killed");
+  EXPECT_EQ(payload("killed", "KILL"), "systemd-nspawn was killed by KILL");
+  EXPECT_EQ(payload("", ""), "ended: exit-code");
+  EXPECT_EQ(describe(EndRecord{.cause = EndCause::person, .by = "anna"}), "stopped by anna");
+  EXPECT_EQ(describe(EndRecord{.cause = EndCause::person, .by = "anna", .result = "timeout"}),
+            "stopped by anna, killed when it did not end in time");
+  EXPECT_EQ(describe(EndRecord{.cause = EndCause::systemd}), "stopped by systemctl or machinectl");
+  EXPECT_EQ(describe(EndRecord{.cause = EndCause::ttl}), "its time was up");
+  EXPECT_EQ(describe(EndRecord{.cause = EndCause::start}), "did not start");
+  EXPECT_EQ(describe(EndRecord{.cause = EndCause::shutdown}), "the host was shut down");
+  EXPECT_EQ(describe(std::optional<EndRecord>()), "the host went down under it");
+}
+
+TEST(Duration, IsReadAsPeopleTypeIt) {
+  using namespace std::chrono_literals;
+  EXPECT_EQ(parseDuration("90"), 90s);
+  EXPECT_EQ(parseDuration("0"), 0s);
+  EXPECT_EQ(parseDuration("90s"), 90s);
+  EXPECT_EQ(parseDuration("5min"), 300s);
+  EXPECT_EQ(parseDuration("2h30min"), 9000s);
+  EXPECT_EQ(parseDuration("1d"), 86400s);
+  EXPECT_EQ(parseDuration("365d"), 31536000s);
+  for (const char* text : {"", "h", "+1h", "-1h", "1 h", "1m", "1H", "1.5h", "366d", "365d1s", "4294967296",
+                           "4294967295d", "1h ", "off"})
+    EXPECT_EQ(parseDuration(text), std::nullopt) << text;
+}
+
+/// One machine, 10.213.0.2, of the id "ada".
+Host hostWithAda() {
+  Host host{.program = "/usr/bin/agentmachine", .init = "/usr/libexec/agentmachine/agentmachine-init"};
+  const Card card{.id = AgentId::parse("ada").value(),
+                  .workspace = AbsolutePath::parse("/mnt/agents/ada").value()};
+  host.machines.emplace("ada", Machine{card,
+                                       {.image = "sha256-" + std::string(64, '0'),
+                                        .address = Ipv4::parse("10.213.0.2").value(),
+                                        .uidBase = host.settings.uidBase}});
+  return host;
+}
+
+/// Everything of the machine as it is rendered.
+FoundAt rendered(const Host& host) {
+  FoundAt found;
+  for (const auto& action : planRender(host.machines.at("ada"), host)) {
+    if (const auto* file = std::get_if<WriteFile>(&action))
+      found[file->path] = {Found::Kind::file, file->mode, file->owner, file->content};
+    if (const auto* link = std::get_if<Link>(&action))
+      found[link->path] = {Found::Kind::link, 0777, {}, link->target};
+    if (const auto* directory = std::get_if<MakeDirectory>(&action))
+      found[directory->path] = {Found::Kind::directory, directory->mode, directory->owner, ""};
+  }
+  return found;
+}
+
+/// A host where the machine runs, and nothing is amiss.
+Remains wellKept() {
+  return {.names = {{"/run/machines", {"agent-ada"}},
+                    {"/run/systemd/nspawn", {"agent-ada.nspawn"}},
+                    {"/run/systemd/system", {"systemd-nspawn@agent-ada.service.d", "other.service"}},
+                    {"/run/systemd/system/systemd-nspawn@agent-ada.service.d", {"10-agentmachine.conf"}},
+                    {"/run/agentmachine/machines", {"agent-ada"}},
+                    {"/run/agentmachine/workspaces", {"agent-ada"}},
+                    {"/run/agentmachine/policy", {"10.213.0.2"}},
+                    {"/run/agentmachine/keys", {"10.213.0.2"}},
+                    {"/var/lib/agentmachine/machines", {"ada"}}},
+          .running = {"agent-ada"},
+          .units = {"agentmachine-expire@ada.timer", "agentmachine-key@ada.path"},
+          .ports = {"am-2"},
+          .filterPorts = {{"am-2", Ipv4::parse("10.213.0.2").value()}}};
+}
+
+std::string repair(const Host& host, const Remains& remains, const FoundAt& found) {
+  return describe(planLeftovers(host, remains, found)) +
+         describe(planMissing(host.machines.at("ada"), host, remains, found));
+}
+
+TEST(Repair, HasNothingToDoOnAHostThatIsWell) {
+  const Host host = hostWithAda();
+  EXPECT_EQ(repair(host, wellKept(), rendered(host)), "");
+}
+
+TEST(Repair, RendersWhatIsMissingOrAltered) {
+  const Host host = hostWithAda();
+  const auto paths =
+      machinePaths(host.settings, host.machines.at("ada").card.id, Ipv4::parse("10.213.0.2").value());
+  auto found = rendered(host);
+  found.erase(paths.rootLink);
+  EXPECT_EQ(
+      repair(host, wellKept(), found),
+      "link /run/machines/agent-ada -> " + imageTree(host.settings, "sha256-" + std::string(64, '0')) + "\n");
+  found = rendered(host);
+  found[paths.settings].content += "ReadOnly=no\n";
+  EXPECT_TRUE(
+      repair(host, wellKept(), found).starts_with("write /run/systemd/nspawn/agent-ada.nspawn 0600 0:0\n"));
+  found = rendered(host);
+  found[paths.settings].mode = 0644;
+  EXPECT_TRUE(
+      repair(host, wellKept(), found).starts_with("write /run/systemd/nspawn/agent-ada.nspawn 0600 0:0\n"));
+  EXPECT_EQ(describe(planMissing(host.machines.at("ada"), host, {}, {})),
+            describe(planRender(host.machines.at("ada"), host)));
+}
+
+TEST(Repair, LeavesAlonePayloadsOfRun) {
+  const Host host = hostWithAda();
+  auto found = rendered(host);
+  for (const auto& action : planRender(withIdlePayload(host.machines.at("ada")), host))
+    if (const auto* file = std::get_if<WriteFile>(&action)) found[file->path].content = file->content;
+  EXPECT_EQ(repair(host, wellKept(), found), "");
+  auto stopped = wellKept();
+  stopped.running.clear();
+  EXPECT_NE(repair(host, stopped, found).find("write /run/systemd/nspawn/agent-ada.nspawn"),
+            std::string::npos);
+}
+
+TEST(Repair, TakesAwayWhatAnEndedRunLeft) {
+  const Host host = hostWithAda();
+  auto remains = wellKept();
+  remains.running.clear();
+  EXPECT_EQ(repair(host, remains, rendered(host)),
+            "remove /run/agentmachine/keys/10.213.0.2\n"
+            "remove port am-2 of 10.213.0.2\n"
+            "stop agentmachine-expire@ada.timer\n"
+            "stop agentmachine-key@ada.path\n"
+            "unmount /run/agentmachine/workspaces/agent-ada\n");
+}
+
+TEST(Repair, TakesAwayWhatNoMachineHas) {
+  const Host host = hostWithAda();
+  auto remains = wellKept();
+  auto found = rendered(host);
+  remains.names["/run/machines"].insert("agent-gone");
+  remains.names["/run/systemd/nspawn"].insert("agent-gone.nspawn");
+  remains.names["/run/systemd/system"].insert("systemd-nspawn@agent-gone.service.d");
+  remains.names["/run/systemd/system/systemd-nspawn@agent-gone.service.d"] = {"10-agentmachine.conf"};
+  remains.names["/run/agentmachine/machines"].insert("agent-gone");
+  remains.names["/run/agentmachine/policy"].insert("10.213.0.9");
+  remains.names["/var/lib/agentmachine/machines"].insert("half");
+  remains.ports.insert({"am-9", "am-x"});
+  remains.filterPorts.emplace("am-10", Ipv4::parse("10.213.0.10").value());
+  remains.unfinished = {"/run/agentmachine/keys/.#10.213.0.2.77"};
+  remains.running.insert("agent-gone");
+  const std::string dropIn = "/run/systemd/system/systemd-nspawn@agent-gone.service.d/10-agentmachine.conf";
+  found["/run/machines/agent-gone"] = {Found::Kind::link, 0777, {}, "/anywhere"};
+  found["/run/systemd/nspawn/agent-gone.nspawn"] = {
+      Found::Kind::file, 0600, {}, "# Rendered by agentmachine from\n"};
+  found[dropIn] = {Found::Kind::file, 0644, {}, "# Rendered by agentmachine from\n"};
+  EXPECT_EQ(repair(host, remains, found),
+            "stop systemd-nspawn@agent-gone.service\n"
+            "remove /run/agentmachine/policy/10.213.0.9\n"
+            "remove port am-10 of 10.213.0.10\n"
+            "remove port am-9 of 10.213.0.9\n"
+            "remove /run/machines/agent-gone\n"
+            "remove /run/systemd/nspawn/agent-gone.nspawn\n"
+            "remove /run/systemd/system/systemd-nspawn@agent-gone.service.d\n"
+            "remove /run/agentmachine/machines/agent-gone\n"
+            "remove /var/lib/agentmachine/machines/half\n"
+            "remove /run/agentmachine/keys/.#10.213.0.2.77\n");
+  // An administrator's drop-in beside ours stays; what isn't ours isn't touched.
+  remains.names["/run/systemd/system/systemd-nspawn@agent-gone.service.d"].insert("90-mine.conf");
+  EXPECT_NE(repair(host, remains, found).find("remove " + dropIn + "\n"), std::string::npos);
+  found["/run/machines/agent-gone"].kind = Found::Kind::directory;
+  found["/run/systemd/nspawn/agent-gone.nspawn"].content = "[Exec]\n";
+  found[dropIn].content = "[Service]\n";
+  const auto text = repair(host, remains, found);
+  for (const char* kept :
+       {"stop systemd-nspawn@agent-gone", "/run/machines/agent-gone", "agent-gone.nspawn", "gone.service.d"})
+    EXPECT_EQ(text.find(kept + std::string("\n")), std::string::npos) << kept;
+}
+
+}  // namespace
+
+}  // namespace agentmachine
