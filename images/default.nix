@@ -4,6 +4,7 @@
   mirror, # base URL of a Debian archive
   security, # base URL of a Debian security archive
   npmRegistry, # base URL of an npm registry
+  chosen ? [ ], # names of packages, of those in debs.lock.json, for cards that ask for them
 }:
 let
   inherit (builtins) baseNameOf concatStringsSep elemAt fromJSON genList length mapAttrs match readFile replaceStrings;
@@ -162,7 +163,12 @@ let
     squashfsTools = package.squashfs-tools;
   } // arguments);
 in
-rootfs { } // {
+rootfs {
+  chosenPackages = builtins.listToAttrs (map (name: {
+    inherit name;
+    value = package.${name} or (throw "images/debs.lock.json has no package called ${name}");
+  }) chosen);
+} // {
   # For images/check: an image that must fail to build, and why.
   forbidden = mapAttrs (name: script: (rootfs {
     extraPackages = [ (runCommand "forbidden-${name}" { } "mkdir -p $out/bin\n${script}\nchmod 555 $out/bin/*") ];

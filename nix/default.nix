@@ -4,9 +4,17 @@
   pkgs ? import <nixpkgs> { },
   npmRegistry ? null, # base URL of an npm registry, for the opencode that is pinned; null: nixpkgs' own
   extraPackages ? [ ],
+  chosen ? [ ], # names of packages for cards that ask for them
 }:
 let
-  image = import ./image.nix { inherit pkgs npmRegistry extraPackages; };
+  image = import ./image.nix {
+    inherit
+      pkgs
+      npmRegistry
+      extraPackages
+      chosen
+      ;
+  };
 in
 rec {
   agentmachine-init = pkgs.callPackage ./init.nix { };

@@ -3,6 +3,7 @@
   pkgs ? import <nixpkgs> { },
   npmRegistry ? null, # base URL of an npm registry, for the opencode that is pinned; null: nixpkgs' own
   extraPackages ? [ ],
+  chosen ? [ ], # names of packages for cards that ask for them
 }:
 let
   inherit (pkgs) lib dash;
@@ -57,6 +58,9 @@ let
 in
 pkgs.callPackage ./rootfs.nix {
   inherit git gnugrep opencode extraPackages;
+  chosenPackages = lib.genAttrs chosen (
+    name: lib.attrByPath (lib.splitString "." name) (throw "nixpkgs has no package called ${name}") pkgs
+  );
   dash = shell;
   # That none of them is reached, not even by a path in some script, is Nix' to check.
   disallowedRequisites = [

@@ -197,6 +197,17 @@ let
     )
   );
 
+  # An image for each choice of packages that a declared agent makes, besides the one of all others.
+  choices = lib.unique (
+    builtins.filter (chosen: chosen != [ ]) (
+      lib.mapAttrsToList (
+        _: agent: builtins.sort builtins.lessThan (lib.unique (if agent.packages == null then [ ] else agent.packages))
+      ) machines
+    )
+  );
+  imageWith = chosen: (import ./image.nix { inherit pkgs chosen; extraPackages = cfg.image.packages; }).tarball;
+  images = [ cfg.image.rootfs ] ++ map imageWith choices;
+
   inStore = path: lib.hasPrefix builtins.storeDir path;
 in
 {
@@ -416,6 +427,7 @@ in
       broker_port = mkDefault cfg.broker.port;
       cards_directory = mkDefault cfg.cardsDir;
       workspace_user = mkDefault cfg.user;
+      packages = lib.mkIf (choices != [ ]) (mkDefault (lib.unique (lib.concatLists choices)));
       parent_proxies = lib.mkIf (!ownProxy) [ cfg.proxy ];
       # What is rendered for machines outlives the store path of an older version.
       program = mkDefault "/run/current-system/sw/bin/agentmachine";
@@ -504,9 +516,11 @@ in
         # Unpacked once for each image there ever is, not at each boot.
         script = ''
           last=$STATE_DIRECTORY/image-of-nixos
-          [ "$(cat "$last" 2>/dev/null)" != ${cfg.image.rootfs} ] || exit 0
-          agentmachine image import ${cfg.image.rootfs}
-          echo ${cfg.image.rootfs} >"$last"
+          [ "$(cat "$last" 2>/dev/null)" != "${toString images}" ] || exit 0
+          for image in ${toString images}; do
+            agentmachine image import $image
+          done
+          echo "${toString images}" >"$last"
         '';
       };
 

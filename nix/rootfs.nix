@@ -16,11 +16,14 @@
   ripgrep, # opencode's search tools run `rg`, and would download it otherwise
   squashfsTools,
   extraPackages ? [ ],
+  chosenPackages ? { }, # by name, for cards that ask for them: they may bring interpreters along
   disallowedRequisites ? [ ], # packages that the image must not refer to in any way
 }:
 let
   name = "agentmachine-rootfs";
-  commands = [ dash coreutils gnugrep gnused git curl ripgrep opencode ] ++ extraPackages;
+  common = [ dash coreutils gnugrep gnused git curl ripgrep opencode ] ++ extraPackages;
+  chosen = builtins.attrValues chosenPackages;
+  commands = common ++ chosen;
 
   # All that is not a package: links to the commands, the user, and what systemd-nspawn mounts on. With
   # ReadOnly=yes it can create nothing, so every mount point is here.
@@ -68,6 +71,7 @@ let
     PRETTY_NAME="agentmachine (opencode ${opencode.version})"
     VERSION_ID=${opencode.version}
     AGENTMACHINE_OPENCODE_VERSION=${opencode.version}
+    AGENTMACHINE_PACKAGES="${toString (builtins.attrNames chosenPackages)}"
     END
     # An identity, so that `git commit` works; a repository's own or the environment's wins.
     cat > etc/gitconfig <<'END'
@@ -98,11 +102,14 @@ let
   '';
 
   closure = closureInfo { rootPaths = [ skeleton ]; };
+  # Nobody chose what is in this.
+  commonClosure = if chosen == [ ] then closure else closureInfo { rootPaths = common ++ [ cacert ]; };
 
   # Every file that can be executed and every link to one, by name and without hash or version: a new version of a
   # package changes nothing here, a new command does. Fails if the image would hold what it must not.
   manifest = runCommand "${name}-manifest" { } ''
     grep -vxF ${skeleton} ${closure}/store-paths > paths
+    grep -vxF ${skeleton} ${commonClosure}/store-paths > common-paths
     {
       find ${skeleton} $(cat paths) -type f -perm /111
       find ${skeleton} $(cat paths) -type l | while read -r link; do
@@ -111,9 +118,14 @@ let
     } | sed -E -e 's,${skeleton}/,/,g' \
                -e 's,/nix/store/[a-z0-9]{32}-(([^/-]|-[^0-9/])*)(-[0-9][^/]*)?,\1,g' | LC_ALL=C sort > manifest
 
-    bad=$(sed 's/ -> .*//' manifest | grep -E '/(ba|z|k|fi|c|tc)sh$|/(perl|python|ruby|node)[0-9.]*$|/(su|sudo|mount|login|systemd[^/]*|systemctl|dbus-daemon|init)$' |
+    executables() {
+      find $(cat common-paths) -type f -o -type l | while read -r file; do
+        if [ -f "$file" ] && [ -x "$file" ]; then echo "$file"; fi
+      done
+    }
+    bad=$(executables | grep -E '/(ba|z|k|fi|c|tc)sh$|/(perl|python|ruby|node)[0-9.]*$|/(su|sudo|mount|login|systemd[^/]*|systemctl|dbus-daemon|init)$' |
       grep -vx /usr/lib/agentmachine/init || :)
-    scripts=$(find $(cat paths) -type f -perm /111 | while read -r file; do
+    scripts=$(find $(cat common-paths) -type f -perm /111 | while read -r file; do
       case $(head -c 256 "$file" | tr -d '\0' | head -n 1) in
         '#!'*/sh | '#!'*/sh' '* | '#!'*/dash | '#!'*/dash' '*) ;;
         '#!'*) echo "$file" ;;
@@ -127,7 +139,7 @@ let
     mv manifest $out
   '';
 
-  disallow = if disallowedRequisites == [ ] then { } else { inherit disallowedRequisites; };
+  disallow = if disallowedRequisites == [ ] || chosen != [ ] then { } else { inherit disallowedRequisites; };
 
   # The Nix store holds neither owners nor all modes, so they are given here. Nothing of the time or the builder
   # gets in: the same packages give the same bytes.

@@ -1,8 +1,11 @@
 #include "apply/hooks.h"
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <format>
+#include <sstream>
+#include <thread>
 
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
@@ -11,6 +14,7 @@
 #include <unistd.h>
 
 #include "apply/apply.h"
+#include "apply/idle.h"
 #include "system/api_key.h"
 #include "system/cgroup.h"
 #include "system/clock.h"
@@ -26,6 +30,7 @@
 #include "util/error.h"
 #include "util/file.h"
 #include "util/lock.h"
+#include "util/text.h"
 #include "util/tree.h"
 
 namespace agentmachine {
@@ -123,7 +128,8 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
                    .restarts = systemd.restarts(machine.name().unit()),
                    .ttlDeadline = {},
                    .leader = 0,
-                   .oomKills = oomKills(machine.name())};
+                   .oomKills = oomKills(machine.name()),
+                   .image = machine.allocation.image};
   // The TTL counts from the start that somebody asked for: what systemd restarts goes on with the deadline
   // there was, which may have passed meanwhile, or with none if somebody took it away.
   if (const auto before = record.restarts > 0 ? readRunRecord(paths.state) : std::nullopt;
@@ -134,12 +140,6 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
     record.ttlDeadline = monotonicNow() + machine.card.ttl;
   }
   return record;
-}
-
-/// `then` on CLOCK_MONOTONIC, as the agent reads it.
-std::string inUtc(std::chrono::microseconds then) {
-  const auto time = std::chrono::system_clock::now() + (then - monotonicNow());
-  return std::format("{:%FT%TZ}", std::chrono::round<std::chrono::seconds>(time));
 }
 
 constexpr std::chrono::seconds longestWarning{60};
@@ -183,6 +183,50 @@ void judgeEnd(const Machine& machine, const MachinePaths& paths, EndRecord& end)
   }
 }
 
+/// Whether a process accepts connections at this TCP port in the network that `pid` sees (proc_pid_net(5)).
+bool listens(pid_t pid, std::uint16_t port) {
+  constexpr std::size_t mostBytes = std::size_t{1} << 20;
+  constexpr std::string_view listening = "0A";  // TCP_LISTEN
+  const auto table = readFileIfExists(std::format("/proc/{}/net/tcp", pid), mostBytes).value_or("");
+  for (const auto& line : split(table, '\n')) {
+    // "sl: local_address:port rem_address:port st …"
+    std::istringstream words(line);
+    std::string slot, local, remote, state;
+    words >> slot >> local >> remote >> state;
+    if (state == listening && local.ends_with(std::format(":{:04X}", port))) return true;
+  }
+  return false;
+}
+
+/// Ends an upgrade if the run that it was about had the image `ran`: keeps that, or goes back to the one
+/// before.
+void settleImage(const Settings& settings, const Machine& machine, const std::string& ran, bool good,
+                 Systemd& systemd) {
+  const auto lock = lockRun(settings, machine);
+  auto present = readMachine(settings, machine.card.id);
+  if (!present || !present->allocation.provenImage || present->allocation.image != ran) return;
+  if (good)
+    present->allocation.provenImage.reset();
+  else
+    present = withImage(*present, *present->allocation.provenImage);
+  applyPlan(planImage(*present, settings), systemd);
+  if (!good)
+    warnInJournal(machine.name().unit(),
+                  std::format("agent {}: its payload did not get ready with image {}; from the next start on "
+                              "it has {} again",
+                              machine.card.id.str(), ran, present->allocation.image));
+}
+
+/// What an ended run says of the image that the machine was upgraded to. Nothing, if a guard was missing or
+/// somebody stopped it.
+void judgeImage(const Settings& settings, const Machine& machine, const EndRecord& end, Systemd& systemd) {
+  if (!machine.allocation.provenImage) return;
+  const auto run = readRunRecord(machinePaths(settings, machine.card.id, machine.allocation.address).state);
+  if (!run || run->invocation != end.invocation) return;
+  if (end.cause != EndCause::payload && end.cause != EndCause::start) return;
+  settleImage(settings, machine, run->image, end.result == "success", systemd);
+}
+
 void syncWorkspace(const Machine& machine) {
   const Fd directory = openWithoutLinks(machine.card.workspace.str(), O_RDONLY | O_DIRECTORY);
   if (!directory || syncfs(directory.get()) < 0)
@@ -221,6 +265,7 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   const RunRecord record = beginRun(machine, paths, invocation, systemd);
   writeRunRecord(paths.state, record);
   startTtl(settings, machine, record, systemd);
+  startIdleTimer(settings, machine, systemd);
 }
 
 void connectMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
@@ -234,6 +279,25 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
   // Then this: the payload begins, and may end, while the rest is done.
   writeRunRecord(paths.state, *record);
   attachMachine(settings, machine, record->leader);
+}
+
+void proveImage(const Settings& settings, const Machine& machine, bool server, Systemd& systemd) {
+  // Below systemd's own time for a start (DefaultTimeoutStartSec=, 90 s).
+  constexpr std::chrono::seconds serverTime{60}, goesOn{5};
+  constexpr std::chrono::milliseconds step{100};
+  const auto& image = machine.allocation.image;
+  if (!machine.allocation.provenImage) return;
+  const auto run = readRunRecord(machinePaths(settings, machine.card.id, machine.allocation.address).state);
+  if (!run || run->image != image) return;
+  const auto deadline = monotonicNow() + (server ? serverTime : goesOn);
+  for (; monotonicNow() < deadline; std::this_thread::sleep_for(step)) {
+    // It ended; the release hook is told how.
+    if (kill(run->leader, 0) < 0) return;
+    if (server && listens(run->leader, serverPort))
+      return settleImage(settings, machine, image, true, systemd);
+  }
+  if (server) throw Error(std::format("opencode does not listen after {} with image {}", serverTime, image));
+  settleImage(settings, machine, image, true, systemd);
 }
 
 void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end) {
@@ -254,7 +318,9 @@ void releaseMachine(const Settings& settings, const Machine& machine, EndRecord 
   try {
     Systemd systemd;
     systemd.stop(paths.ttlTimer);
+    systemd.stop(paths.idleTimer);
     if (machine.card.apiKeyFile) systemd.stop(paths.keyWatch);
+    judgeImage(settings, machine, end, systemd);
   } catch (const Error& cause) {
     spdlog::warn("{}", cause.what());
   }

@@ -20,6 +20,11 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
 /// ExecStartPost=: connects the running machine to the bridge.
 void connectMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
 
+/// The rest of ExecStartPost=, for a machine that was given another image: waits until its payload is ready,
+/// and keeps the image then. That is, with `server`, when opencode listens, else when it has gone on for some
+/// seconds. Throws Error if it doesn't get ready in time; releaseMachine then goes back to the image before.
+void proveImage(const Settings& settings, const Machine& machine, bool server, Systemd& systemd);
+
 /// ExecStopPost=: takes back what the two above gave, and notes how the run ended: `end` has what systemd
 /// says of it, the rest is found out here.
 void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end);

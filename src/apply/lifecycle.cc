@@ -127,6 +127,8 @@ std::vector<AbsolutePath> keptImages(const Settings& settings) {
 Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd) {
   return inContext("create " + card.id.str(), [&] {
     const auto lock = lockState(settings);
+    // The end of a run may change which image it has.
+    const auto runLock = lockRun(settings, {card, {}});
     const Host host = snapshot(settings, {card});
     applyChange(planCreate(card, host), card, host, systemd);
     markBooted(settings);
@@ -164,8 +166,11 @@ void startMachine(const Settings& settings, const Machine& machine, Systemd& sys
     try {
       systemd.start(unit);
     } catch (const Error& cause) {
-      const Error told(std::string(cause.what()) + "; its last words:" + journalTail(unit) +
-                       "\n  more: journalctl -u " + unit);
+      std::string words = std::string(cause.what()) + "; its last words:" + journalTail(unit);
+      const auto present = readMachine(settings, machine.card.id);
+      if (present && present->allocation.image != machine.allocation.image)
+        words += "\n  it has its image from before the upgrade again, and can be started with that";
+      const Error told(words + "\n  more: journalctl -u " + unit);
       // Who was told that it failed doesn't expect it to run a minute later.
       if (systemd.activeState(unit) == "activating") {
         systemd.stop(unit);
@@ -212,6 +217,23 @@ std::optional<std::chrono::seconds> changeTtl(const Settings& settings, const Ma
     startTtl(settings, machine, *run, systemd);
     if (!run->ttlDeadline) return std::nullopt;
     return std::chrono::round<std::chrono::seconds>(*run->ttlDeadline - now);
+  });
+}
+
+bool upgradeMachine(const Settings& settings, const AgentId& id, const std::optional<std::string>& digest,
+                    Systemd& systemd) {
+  return inContext("upgrade " + id.str(), [&] {
+    const auto lock = lockState(settings);
+    const auto named = readMachine(settings, id);
+    if (!named) throw Error("the machine was removed just now");
+    const auto runLock = lockRun(settings, *named);
+    const Host host = snapshot(settings, {});
+    const Machine& machine = host.machines.at(id.str());
+    const std::string image =
+        digest ? imageFor(machine.card, *digest, host) : newestImage(machine.card, host);
+    if (image == machine.allocation.image) return false;
+    applyPlan(planImage(withImage(machine, image), settings), systemd);
+    return true;
   });
 }
 

@@ -42,6 +42,12 @@ struct TtlChange {
 std::optional<std::chrono::seconds> changeTtl(const Settings& settings, const Machine& machine,
                                               Systemd& systemd, const TtlChange& change);
 
+/// Gives the machine the image with this digest, or the newest with its card's packages, from its next start
+/// on. If its payload doesn't get ready with it then, it goes back to the one it has now. Returns whether
+/// that is another one. Throws Error if the image is not there or lacks a package of the card.
+bool upgradeMachine(const Settings& settings, const AgentId& id, const std::optional<std::string>& digest,
+                    Systemd& systemd);
+
 /// Stops and forgets the machine; its workspace is kept unless asked.
 void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, bool removeWorkspace);
 

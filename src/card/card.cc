@@ -47,7 +47,9 @@ void eachField(auto& card, auto&& field) {
   field("/resource_limits/max_connections", card.limits.maxConnections);
   field("/resource_limits/requests_per_second", card.limits.requestsPerSecond);
   field("/allowed_hosts", card.allowedHosts);
+  field("/packages", card.packages);
   field("/ttl_seconds", card.ttl);
+  field("/idle_seconds", card.idle);
   field("/restart", card.restart);
   field("/stop_timeout_seconds", card.stopTimeout);
   field("/autostart", card.autostart);

@@ -50,7 +50,9 @@ struct Card {
   std::optional<Url> proxy{};  ///< absent, and every spelling of our own proxy, mean ours
   ResourceLimits limits{};
   std::vector<HostPattern> allowedHosts{};  ///< empty: the provider only
+  std::vector<PackageName> packages{};      ///< in the image besides what every image holds
   std::chrono::seconds ttl{0};              ///< 0: no end
+  std::chrono::seconds idle{0};             ///< without CPU and network until it is stopped; 0: never
   RestartPolicy restart = RestartPolicy::onFailure;
   std::chrono::seconds stopTimeout{10};  ///< from SIGTERM to SIGKILL
   bool autostart = false;                ///< started when the host boots

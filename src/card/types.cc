@@ -280,6 +280,17 @@ std::expected<HostPattern, std::string> HostPattern::parse(std::string_view text
   return HostPattern{std::move(*name), subdomains, std::move(ports), std::move(methods)};
 }
 
+Wrong PackageNameRule::check(std::string_view text) {
+  if (text.size() > 128) return "is longer than 128 characters: no package is called so";
+  for (const auto& part : split(text, '.'))
+    if (part.empty() || !(isLetter(part[0]) || isDigit(part[0]) || part[0] == '_') ||
+        !std::ranges::all_of(
+            part, [](char c) { return isLetter(c) || isDigit(c) || c == '_' || c == '-' || c == '+'; }))
+      return "is no name of a package: write it as nixpkgs has it, like \"ripgrep\" or "
+             "\"python3Packages.numpy\"";
+  return {};
+}
+
 std::expected<HeaderName, std::string> HeaderName::parse(std::string_view text) {
   // What HTTP, or a proxy on the way, gives a meaning of its own.
   constexpr auto taken = std::to_array<std::string_view>(

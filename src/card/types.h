@@ -41,6 +41,9 @@ AGENTMACHINE_CHECKED(AgentId);
 /// Absolute, normal (no "..", ".", "//", no slash at the end), at most 4095 bytes (PATH_MAX), and free of
 /// control characters, spaces and what systemd's files give a meaning: % : \ " ' $.
 AGENTMACHINE_CHECKED(AbsolutePath);
+/// The name of a package as nixpkgs has it ("ripgrep", "python3Packages.numpy"): letters, digits, `_`, `-`
+/// and `+`, in parts between dots.
+AGENTMACHINE_CHECKED(PackageName);
 /// A DNS name in its ASCII form, lower case, no trailing dot; its last label begins with a letter, so that no
 /// spelling of an IP address is one (RFC 1123, RFC 5890).
 AGENTMACHINE_CHECKED(HostName);

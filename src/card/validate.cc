@@ -50,6 +50,7 @@ const std::map<std::string_view, Wrong (*)(std::string_view)> formats = {
     {"header-name", wrongOf<HeaderName>},
     {"host-pattern", wrongOf<HostPattern>},
     {"key-file", checkKeyFile},
+    {"package-name", PackageNameRule::check},
     {"plain-text", PlainTextRule::check},
     {"proxy-url", checkProxyUrl},
     {"url", wrongOf<Url>},

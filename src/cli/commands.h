@@ -39,6 +39,7 @@ void addShowCommand(CLI::App& app);
 void addStartCommand(CLI::App& app);
 void addStopCommand(CLI::App& app);
 void addTtlCommand(CLI::App& app);
+void addUpgradeCommand(CLI::App& app);
 void addWhyCommand(CLI::App& app, int& status);
 
 }  // namespace agentmachine

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "apply/hooks.h"
+#include "apply/idle.h"
 #include "apply/lifecycle.h"
 #include "apply/proxy.h"
 #include "cli/commands.h"
@@ -18,8 +19,8 @@ namespace agentmachine {
 namespace {
 
 /// A hook of one machine's unit.
-void addMachineHook(CLI::App& hook, const std::string& name, const std::string& help,
-                    const std::function<void(const Settings&, const Machine&)>& act) {
+CLI::App* addMachineHook(CLI::App& hook, const std::string& name, const std::string& help,
+                         const std::function<void(const Settings&, const Machine&)>& act) {
   auto* command = hook.add_subcommand(name, help);
   auto id = std::make_shared<std::string>();
   command->add_option("ID", *id, "agent id")->required();
@@ -27,6 +28,7 @@ void addMachineHook(CLI::App& hook, const std::string& name, const std::string& 
     const Settings settings = readSettings();
     act(settings, findMachine(settings, *id));
   });
+  return command;
 }
 
 std::string variable(const char* name) {
@@ -44,11 +46,14 @@ void addHookCommand(CLI::App& app) {
                    Systemd systemd;
                    prepareMachine(settings, machine, variable("INVOCATION_ID"), systemd);
                  });
+  auto server = std::make_shared<bool>(false);
   addMachineHook(*hook, "attach", "ExecStartPost= of a machine",
-                 [](const Settings& settings, const Machine& machine) {
+                 [server](const Settings& settings, const Machine& machine) {
                    Systemd systemd;
                    connectMachine(settings, machine, systemd);
-                 });
+                   proveImage(settings, machine, *server, systemd);
+                 })
+      ->add_flag("--server", *server, "its payload is opencode's server");
   addMachineHook(*hook, "release", "ExecStopPost= of a machine",
                  [](const Settings& settings, const Machine& machine) {
                    releaseMachine(settings, machine,
@@ -65,6 +70,11 @@ void addHookCommand(CLI::App& app) {
                  [](const Settings& settings, const Machine& machine) {
                    Systemd systemd;
                    expireMachine(settings, machine, systemd);
+                 });
+  addMachineHook(*hook, "idle", "of agentmachine-idle@.service",
+                 [](const Settings& settings, const Machine& machine) {
+                   Systemd systemd;
+                   stopIfIdle(settings, machine, systemd);
                  });
   addMachineHook(*hook, "key", "of agentmachine-key@.service",
                  [](const Settings& settings, const Machine& machine) {

@@ -33,8 +33,15 @@ ImageStore openStore(const Settings& settings) {
 /// Ids of the machines that have each image, by digest.
 std::map<std::string, std::vector<std::string>> imageUsers(const Settings& settings) {
   std::map<std::string, std::vector<std::string>> users;
-  for (const auto& [id, machine] : readMachines(settings)) users[machine.allocation.image].push_back(id);
+  for (const auto& [id, machine] : readMachines(settings)) {
+    users[machine.allocation.image].push_back(id);
+    if (machine.allocation.provenImage) users[*machine.allocation.provenImage].push_back(id);
+  }
   return users;
+}
+
+std::string joined(const std::set<std::string>& words) {
+  return join({words.begin(), words.end()}, " ");
 }
 
 std::set<std::string> usedImages(const Settings& settings) {
@@ -67,6 +74,15 @@ void addBuild(CLI::App& images) {
   command->add_option("--packages", source->packages, "nixpkgs, or debian: pinned Debian packages")
       ->check(CLI::IsMember({"nixpkgs", "debian"}))
       ->capture_default_str();
+  command
+      ->add_option("--package", source->chosen,
+                   "a package besides what every image holds, for cards that ask for it")
+      ->type_name("NAME")
+      ->allow_extra_args(false)
+      ->check([](const std::string& name) {
+        const auto package = PackageName::parse(name);
+        return package ? std::string() : inQuotes(name) + " " + package.error();
+      });
   command->add_option("--debian-mirror", source->debianMirror, "URL of a Debian archive instead of apt's");
   command->add_option("--npm-registry", source->npmRegistry, "URL of an npm registry instead of npm's");
   command->callback([source] {
@@ -109,6 +125,7 @@ void addList(CLI::App& images) {
         array.push_back({{"digest", image.digest},
                          {"name", image.name},
                          {"opencode_version", image.opencodeVersion},
+                         {"packages", image.packages},
                          {"size_bytes", image.bytes},
                          {"imported", std::format("{:%FT%TZ}", image.imported)},
                          {"machines", users[image.digest]}});
@@ -122,9 +139,9 @@ void addList(CLI::App& images) {
     std::vector<std::vector<std::string>> rows;
     for (const auto& image : list)
       rows.push_back({shortDigest(image.digest), image.name, humanBytes(image.bytes),
-                      humanTime(image.imported),
+                      humanTime(image.imported), image.packages.empty() ? "-" : joined(image.packages),
                       users[image.digest].empty() ? "-" : join(users[image.digest], " ")});
-    printTable({"IMAGE", "NAME", "SIZE", "IMPORTED", "MACHINES"}, rows);
+    printTable({"IMAGE", "NAME", "SIZE", "IMPORTED", "PACKAGES", "MACHINES"}, rows);
   });
 }
 

@@ -9,6 +9,7 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "system/host.h"
+#include "system/image_store.h"
 #include "util/error.h"
 #include "util/text.h"
 
@@ -99,6 +100,40 @@ void addRestartCommand(CLI::App& app) {
       stopMachine(settings, machine, systemd, caller(), seconds(*timeout));
       startMachine(settings, machine, systemd);
       std::cout << machine.name().str() << "\n";
+    });
+  });
+}
+
+void addUpgradeCommand(CLI::App& app) {
+  auto ids = std::make_shared<std::vector<std::string>>();
+  auto all = std::make_shared<bool>(false);
+  auto name = std::make_shared<std::string>();
+  auto* command = app.add_subcommand("upgrade", "give machines another image from their next start on");
+  auto* everyone = command->add_flag("--all", *all, "all machines");
+  command->add_option("ID", *ids, "agent ids")->excludes(everyone);
+  command->add_option("--image", *name, "digest, or digits that only one begins with; the newest if left out")
+      ->type_name("IMAGE");
+  command->footer("A machine whose payload doesn't get ready with it goes back to the image it had.");
+  command->callback([ids, all, name] {
+    requireRoot("upgrade");
+    if (ids->empty() && !*all) throw CLI::RequiredError("ID or --all");
+    const Settings settings = readSettings();
+    const ImageStore store(settings.stateDirectory + "/images");
+    const auto digest = name->empty() ? std::nullopt : std::optional(store.find(*name).digest);
+    if (*all)
+      for (const auto& [id, machine] : readMachines(settings)) ids->push_back(id);
+    Systemd systemd;
+    forEach(*ids, [&](const std::string& id) {
+      const Machine machine = findMachine(settings, id);
+      if (!upgradeMachine(settings, machine.card.id, digest, systemd)) {
+        std::cerr << machine.name().str() << " has that image already\n";
+        return;
+      }
+      std::cout << machine.name().str() << "\n";
+      if (systemd.activeState(machine.name().unit()) == "active")
+        std::cerr << std::format(
+            "{} runs on with the image it has; to change it now: agentmachine restart {}\n",
+            machine.name().str(), id);
     });
   });
 }

@@ -29,6 +29,7 @@ nlohmann::ordered_json toJson(const MachineStatus& status) {
       {"leader", orNull(status.leader)},
       {"address", allocation.address.str()},
       {"image", allocation.image},
+      {"proven_image", orNull(allocation.provenImage)},
       {"workspace", card.workspace.str()},
       {"since", status.since ? nlohmann::ordered_json(std::format("{:%FT%TZ}", *status.since)) : nullptr},
       {"ttl_remaining_seconds",
@@ -87,6 +88,7 @@ void printDetails(const MachineStatus& status) {
   if (status.workspace)
     row("Space", humanBytes(status.workspace->bytes) + " of " + humanBytes(status.workspace->limitBytes));
   row("Image", allocation.image);
+  if (allocation.provenImage) row("Until ready", *allocation.provenImage);
   row("Users", std::format("{}-{}", allocation.uidBase, allocation.uidBase + uidRangeSize - 1));
   row("Memory", (status.memoryBytes ? humanBytes(*status.memoryBytes) + " of " : "at most ") +
                     humanBytes(card.limits.memoryMb * 1024 * 1024));

@@ -43,6 +43,7 @@ int main(int argc, char** argv) {
   addStopCommand(app);
   addRestartCommand(app);
   addTtlCommand(app);
+  addUpgradeCommand(app);
   addRemoveCommand(app);
   addListCommand(app);
   addShowCommand(app);

@@ -129,6 +129,7 @@ Settings parseSettings(std::string_view tomlText, std::string_view source) {
       {"parent_proxies", list(settings.parentProxies)},
       {"private_hosts", list(settings.privateHosts)},
       {"api_key_headers", list(settings.apiKeyHeaders)},
+      {"packages", list(settings.packages)},
       {"workspace_user", text(settings.workspaceUser, checkUser)},
       {"cards_directory", text(settings.cardsDirectory, checkPath)},
       // Below systemd's container range, 0x00080000 to 0x6FFFFFFF (systemd's UIDS-GIDS document).

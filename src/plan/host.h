@@ -43,6 +43,7 @@ struct Settings {
   std::vector<HostPattern>
       privateHosts;  ///< names that may resolve to private addresses, e.g. a local ollama
   std::vector<HeaderName> apiKeyHeaders;  ///< in which providers may expect keys, besides the usual ones
+  std::vector<PackageName> packages;      ///< that cards may ask for
   std::optional<std::string> program;     ///< agentmachine as rendered units name it; absent: as it was built
   std::optional<std::string> init;        ///< the same of agentmachine-init
   bool allowSettingsOverride = false;     ///< tolerate an /etc/systemd/nspawn file that replaces ours

@@ -32,6 +32,7 @@ std::string toJson(const Allocation& allocation) {
                                  {"image", allocation.image},
                                  {"address", allocation.address.str()},
                                  {"uid_base", allocation.uidBase}};
+  if (allocation.provenImage) json["proven_image"] = *allocation.provenImage;
   if (allocation.project != 0) json["project"] = allocation.project;
   if (allocation.workspaceImage) json["workspace_image"] = true;
   return json.dump(2) + "\n";
@@ -45,11 +46,14 @@ Allocation parseAllocation(std::string_view text) {
                               version, stateVersion));
     const auto address = Ipv4::parse(json.at("address").get<std::string>());
     if (!address) throw Error("\"address\" is no IPv4 address");
-    return {.image = json.at("image"),
-            .address = *address,
-            .uidBase = json.at("uid_base"),
-            .project = json.value("project", std::uint32_t{0}),
-            .workspaceImage = json.value("workspace_image", false)};
+    Allocation allocation{.image = json.at("image"),
+                          .provenImage = {},
+                          .address = *address,
+                          .uidBase = json.at("uid_base"),
+                          .project = json.value("project", std::uint32_t{0}),
+                          .workspaceImage = json.value("workspace_image", false)};
+    if (json.contains("proven_image")) allocation.provenImage = json.at("proven_image");
+    return allocation;
   } catch (const nlohmann::json::exception& cause) {
     throw Error(cause.what());
   }
@@ -103,7 +107,8 @@ MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 addr
           .key = settings.runtimeDirectory + "/keys/" + address.str(),
           .agentKey = runtime + "/agent/api-key",
           .keyWatch = "agentmachine-key@" + id.str() + ".path",
-          .ttlTimer = "agentmachine-expire@" + id.str() + ".timer"};
+          .ttlTimer = "agentmachine-expire@" + id.str() + ".timer",
+          .idleTimer = "agentmachine-idle@" + id.str() + ".timer"};
 }
 
 }  // namespace agentmachine

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -14,7 +15,10 @@ namespace agentmachine {
 
 /// What the host gave one machine; kept in its state until it is removed.
 struct Allocation {
-  std::string image;            ///< content digest, "sha256-…"
+  std::string image;  ///< content digest, "sha256-…"
+  /// Since an upgrade, until the payload was ready with `image`: what it goes back to if it doesn't get
+  /// ready.
+  std::optional<std::string> provenImage{};
   Ipv4 address;                 ///< inside, on the bridge's network
   std::uint32_t uidBase = 0;    ///< first of the 65536 host uids the machine's users are mapped to
   std::uint32_t project = 0;    ///< whose quota limits the workspace; 0: none does
@@ -87,8 +91,9 @@ struct MachinePaths {
   std::string key;      ///< the API key as delivered to the broker; only while the machine runs
   std::string
       agentKey;  ///< the same, delivered to the agent; the directory it is in is bound into the machine
-  std::string keyWatch;  ///< transient path unit, while the machine runs; starts the service of its name
-  std::string ttlTimer;  ///< transient, of the same name as the service it starts
+  std::string keyWatch;   ///< transient path unit, while the machine runs; starts the service of its name
+  std::string ttlTimer;   ///< transient, of the same name as the service it starts
+  std::string idleTimer;  ///< transient, too: looks whether the machine is idle
 };
 MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 address);
 

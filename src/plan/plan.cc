@@ -68,15 +68,33 @@ std::uint32_t freeProject(std::uint32_t uidBase, const WorkspaceFacts& facts) {
   throw Error("all project ids of the machine's range are in use");
 }
 
+std::set<std::string> packagesOf(const Card& card) {
+  std::set<std::string> names;
+  for (const auto& package : card.packages) names.insert(package.str());
+  return names;
+}
+
+void checkPackages(const Card& card, const Settings& settings) {
+  for (const auto& package : card.packages)
+    if (!std::ranges::contains(settings.packages, package))
+      throw Error(std::format(
+          "packages: \"{0}\" is not one that this host allows: leave it out, or add it to `packages = "
+          "[\"{0}\"]` in agentmachine.conf",
+          package.str()));
+}
+
 /// What the host gives the machine, but for what limits its workspace.
 Allocation allocate(const Card& card, const Host& host) {
   const auto existing = host.machines.find(card.id.str());
-  if (existing != host.machines.end()) return existing->second.allocation;
-  if (host.images.empty())
-    throw Error(
-        "there is no image yet: `agentmachine image build` makes one, `agentmachine image import TARBALL` "
-        "takes one made elsewhere");
-  return {.image = host.images.front(), .address = freeAddress(host), .uidBase = freeUidBase(host)};
+  if (existing == host.machines.end())
+    return {.image = newestImage(card, host), .address = freeAddress(host), .uidBase = freeUidBase(host)};
+  Allocation allocation = existing->second.allocation;
+  if (packagesOf(card) != packagesOf(existing->second.card)) {
+    allocation.image = newestImage(card, host);
+    // The one before is that of another card.
+    allocation.provenImage.reset();
+  }
+  return allocation;
 }
 
 /// The size is the workspace's: with another one the old would stay limited and nobody would know by whom.
@@ -249,6 +267,32 @@ std::string imageTree(const Settings& settings, const std::string& digest) {
   return settings.stateDirectory + "/images/" + digest + "/root";
 }
 
+std::string newestImage(const Card& card, const Host& host) {
+  const auto wanted = packagesOf(card);
+  const auto found = std::ranges::find(host.images, wanted, &HostImage::packages);
+  if (found != host.images.end()) return found->digest;
+  if (wanted.empty())
+    throw Error(
+        "there is no image yet: `agentmachine image build` makes one, `agentmachine image import TARBALL` "
+        "takes one made elsewhere");
+  std::string options;
+  for (const auto& name : wanted) options += " --package " + name;
+  throw Error(std::format(
+      "there is no image with these packages yet; this makes it: agentmachine image build{}", options));
+}
+
+std::string imageFor(const Card& card, const std::string& digest, const Host& host) {
+  const auto found = std::ranges::find(host.images, digest, &HostImage::digest);
+  if (found == host.images.end()) throw Error("the image was removed just now");
+  for (const auto& package : packagesOf(card))
+    if (!found->packages.contains(package))
+      throw Error(
+          std::format("the image has no {}, for which the card asks; without --image the machine gets the "
+                      "newest one that has",
+                      package));
+  return digest;
+}
+
 WriteFile planPolicy(const Machine& machine, const Host& host) {
   const auto paths = machinePaths(host.settings, machine.card.id, machine.allocation.address);
   return {paths.policy, renderPolicy(policyFor(machine.card, host.settings)), 0640, {0, host.proxyGroup}};
@@ -288,6 +332,7 @@ Plan planRender(const Machine& machine, const Host& host) {
 
 Plan planCreate(const Card& card, const Host& host) {
   checkName(card, host);
+  checkPackages(card, host.settings);
   checkProxy(card, host.settings);
   checkKey(card, host.settings);
   checkWorkspace(card, host);
@@ -325,6 +370,22 @@ Plan planCreate(const Card& card, const Host& host) {
   return plan;
 }
 
+Machine withImage(Machine machine, const std::string& digest) {
+  auto& allocation = machine.allocation;
+  const std::string proven = allocation.provenImage.value_or(allocation.image);
+  allocation.image = digest;
+  allocation.provenImage.reset();
+  if (digest != proven) allocation.provenImage = proven;
+  return machine;
+}
+
+Plan planImage(const Machine& machine, const Settings& settings) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  return {WriteFile{paths.state + "/machine.json", toJson(machine.allocation), 0600, {}},
+          MakeDirectory{"/run/machines", 0755, {}},
+          Link{paths.rootLink, imageTree(settings, machine.allocation.image)}};
+}
+
 Machine withIdlePayload(Machine machine) {
   machine.card.command = {PlainText::parse("sleep").value(), PlainText::parse("infinity").value()};
   return machine;
@@ -339,6 +400,7 @@ Plan planRemove(const Machine& machine, const Settings& settings, bool removeWor
       Remove{paths.key},
       StopUnit{paths.keyWatch},
       StopUnit{paths.ttlTimer},
+      StopUnit{paths.idleTimer},
       RemovePort{hostInterface(settings, machine.allocation.address), machine.allocation.address},
       Unmount{paths.workspace},
       Remove{paths.settings},

@@ -103,6 +103,19 @@ WriteFile planPolicy(const Machine& machine, const Host& host);
 /// What `allow` and `deny` do: the card of the state and what the proxy reads, nothing else.
 Plan planHosts(const Machine& machine, const Host& host);
 
+/// Digest of the newest image with exactly the card's packages. Throws Error if there is none.
+std::string newestImage(const Card& card, const Host& host);
+
+/// This digest, if an image with it and all of the card's packages is there. Throws Error if not.
+std::string imageFor(const Card& card, const std::string& digest, const Host& host);
+
+/// The machine with another image from its next start on. The one it has proven itself with stays known until
+/// it does with the new one.
+Machine withImage(Machine machine, const std::string& digest);
+
+/// What `upgrade` does, and its rollback: the state, and where the next start finds the image.
+Plan planImage(const Machine& machine, const Settings& settings);
+
 /// The machine as `run` starts it: nothing runs in it but what `run` brings.
 Machine withIdlePayload(Machine machine);
 

@@ -63,7 +63,7 @@ Known knownOf(const Host& host, const Remains& remains) {
     if (!remains.running.contains(name)) continue;
     known.runningAddresses.insert(address);
     known.runningPorts.insert(hostInterface(host.settings, machine.allocation.address));
-    known.runningUnits.insert({paths.keyWatch, paths.ttlTimer});
+    known.runningUnits.insert({paths.keyWatch, paths.ttlTimer, paths.idleTimer});
   }
   return known;
 }

@@ -52,12 +52,18 @@ struct Remains {
   std::set<std::string> unfinished;  ///< left by processes that were killed while they wrote or removed
 };
 
+/// An image that is here.
+struct HostImage {
+  std::string digest;
+  std::set<std::string> packages;  ///< that were chosen for it
+};
+
 /// A snapshot of the host, taken before planning.
 struct Host {
   Settings settings;
   std::string program;                               ///< the agentmachine binary
   std::string init;                                  ///< agentmachine-init
-  std::vector<std::string> images;                   ///< digests, newest first
+  std::vector<HostImage> images;                     ///< newest first
   std::map<std::string, Machine> machines;           ///< by id
   std::map<std::string, WorkspaceFacts> workspaces;  ///< by path
   Owner requester;                                   ///< whom a new workspace belongs to

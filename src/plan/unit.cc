@@ -23,8 +23,10 @@ void setHooks(IniFile& file, const Machine& machine, const std::string& program)
   const auto hook = [&](std::string_view name) {
     return std::format("+{} hook {} {}", escapeSpecifiers(program), name, machine.card.id.str());
   };
+  // `run` has something else than opencode's server wait in the machine.
+  const bool server = machine.card.command.empty();
   file.set("ExecStartPre", hook("prepare"))
-      .set("ExecStartPost", hook("attach"))
+      .set("ExecStartPost", hook(server ? "attach --server" : "attach"))
       .set("ExecStopPost", hook("release"));
 }
 

@@ -2,6 +2,8 @@
 #pragma once
 #include <chrono>
 #include <ctime>
+#include <format>
+#include <string>
 
 namespace agentmachine {
 
@@ -10,6 +12,12 @@ inline std::chrono::microseconds monotonicNow() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
   return std::chrono::seconds(now.tv_sec) + std::chrono::microseconds(now.tv_nsec / 1000);
+}
+
+/// `then` on CLOCK_MONOTONIC, as people read it.
+inline std::string inUtc(std::chrono::microseconds then) {
+  const auto time = std::chrono::system_clock::now() + (then - monotonicNow());
+  return std::format("{:%FT%TZ}", std::chrono::round<std::chrono::seconds>(time));
 }
 
 }  // namespace agentmachine

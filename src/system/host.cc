@@ -119,7 +119,7 @@ Host snapshot(const Settings& settings, const std::vector<Card>& cards) {
             .requester = ownerOfNewWorkspaces(settings),
             .proxyGroup = proxyGroup(settings)};
   for (const auto& image : ImageStore(settings.stateDirectory + "/images").list())
-    host.images.push_back(image.digest);
+    host.images.push_back({.digest = image.digest, .packages = image.packages});
   for (const auto& card : cards)
     host.workspaces.emplace(card.workspace.str(), workspaceFacts(settings, card.workspace));
   return host;

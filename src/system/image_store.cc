@@ -36,6 +36,7 @@ std::chrono::sys_seconds now() {
 void writeDescription(const fs::path& directory, const Image& image) {
   const nlohmann::ordered_json json = {{"name", image.name},
                                        {"opencode_version", image.opencodeVersion},
+                                       {"packages", image.packages},
                                        {"size_bytes", image.bytes},
                                        {"imported", image.imported.time_since_epoch().count()}};
   writeFileAtomically(directory / "image.json", json.dump(2) + "\n", 0644);
@@ -52,6 +53,7 @@ std::optional<Image> readDescription(const fs::path& directory) {
         .digest = directory.filename(),
         .name = json.at("name"),
         .opencodeVersion = json.at("opencode_version"),
+        .packages = json.value("packages", std::set<std::string>()),
         .bytes = json.at("size_bytes"),
         .imported = std::chrono::sys_seconds{std::chrono::seconds{json.at("imported").get<std::int64_t>()}}};
   } catch (const nlohmann::json::exception& error) {
@@ -111,6 +113,13 @@ std::string osReleaseField(const Tree& tree, std::string_view key) {
     return value;
   }
   return "";
+}
+
+std::set<std::string> packagesIn(const Tree& tree) {
+  std::set<std::string> packages;
+  for (const auto& name : split(osReleaseField(tree, "AGENTMACHINE_PACKAGES"), ' '))
+    if (!name.empty()) packages.insert(printable(name));
+  return packages;
 }
 
 bool isDigest(std::string_view name) {
@@ -241,6 +250,7 @@ Image ImageStore::import(int archive, const UnpackLimits& limits, const UnpackPr
   Image image{.digest = std::string(digestPrefix) + sha256(unpacked.manifest),
               .name = printable(osReleaseField(files, "PRETTY_NAME")),
               .opencodeVersion = printable(osReleaseField(files, "AGENTMACHINE_OPENCODE_VERSION")),
+              .packages = packagesIn(files),
               .bytes = unpacked.bytes,
               .imported = now()};
   writeFileAtomically(temporary->path() / "manifest", unpacked.manifest, 0644);
@@ -271,10 +281,10 @@ std::vector<Image> ImageStore::prune(const std::set<std::string>& inUse) {
   const FileLock lock(directory_ / ".lock");
   cleanUp();
   std::vector<Image> removed;
-  auto images = list();
-  if (!images.empty()) images.erase(images.begin());
-  for (auto& image : images) {
-    if (inUse.contains(image.digest)) continue;
+  // The newest for each choice of packages is what a machine would be made of.
+  std::set<std::set<std::string>> seen;
+  for (auto& image : list()) {
+    if (seen.insert(image.packages).second || inUse.contains(image.digest)) continue;
     discard(image.digest);
     removed.push_back(std::move(image));
   }

@@ -17,7 +17,8 @@ struct Image {
   std::string digest;  ///< "sha256-" and the SHA-256 of the tree's manifest, 64 hexadecimal digits
   std::string name;    ///< PRETTY_NAME of its os-release
   std::string opencodeVersion;
-  std::uint64_t bytes = 0;  ///< sum of its files' sizes
+  std::set<std::string> packages;  ///< that were chosen for it (AGENTMACHINE_PACKAGES of its os-release)
+  std::uint64_t bytes = 0;         ///< sum of its files' sizes
   std::chrono::sys_seconds imported;
 };
 
@@ -51,7 +52,8 @@ class ImageStore {
   /// Throws Error if `inUse`, a set of digests, has it.
   void remove(const Image& image, const std::set<std::string>& inUse);
 
-  /// Removes every image but the newest and those in use; returns what was removed.
+  /// Removes every image but the newest (of those with the same packages) and those in use; returns what was
+  /// removed.
   std::vector<Image> prune(const std::set<std::string>& inUse);
 
  private:

@@ -1,6 +1,7 @@
 #include "system/network.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <format>
 
@@ -8,6 +9,7 @@
 
 #include "plan/nftables.h"
 #include "util/error.h"
+#include "util/file.h"
 #include "util/process.h"
 #include "util/text.h"
 
@@ -244,6 +246,12 @@ void cutConnections(const Settings& settings, Ipv4 address) {
       if (std::ranges::contains(open, peer))
         throw Error("this kernel can't (CONFIG_INET_DIAG_DESTROY): restart the machine to end what is open");
   });
+}
+
+std::uint64_t receivedBytes(const std::string& interface) {
+  constexpr std::size_t mostBytes = 64;
+  const auto path = "/sys/class/net/" + interface + "/statistics/rx_bytes";
+  return std::strtoull(readFileIfExists(path, mostBytes).value_or("0").c_str(), nullptr, 10);
 }
 
 void removePort(const std::string& interface, Ipv4 address) {

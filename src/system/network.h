@@ -42,6 +42,8 @@ NetworkFacts networkFacts(const Settings& settings);
 /// Connects a started machine: nft elements, bandwidth, bridge port (isolated), address and connected route
 /// inside, and only then up, so that no packet passes before its rules. `leader` is the machine's PID 1.
 void attachMachine(const Settings& settings, const Machine& machine, pid_t leader);
+/// What came in at an interface so far, in bytes; 0 if it is not there.
+std::uint64_t receivedBytes(const std::string& interface);
 /// Cuts the machine's TCP connections to the proxy's port. Throws Error if one is left: a kernel without
 /// CONFIG_INET_DIAG_DESTROY.
 void cutConnections(const Settings& settings, Ipv4 address);

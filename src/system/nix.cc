@@ -1,7 +1,5 @@
 #include "system/nix.h"
 
-#include <vector>
-
 #include "util/error.h"
 #include "util/process.h"
 #include "util/text.h"
@@ -13,6 +11,7 @@ std::filesystem::path buildImage(const std::filesystem::path& script, const Imag
   if (!std::filesystem::exists(script))
     throw Error("build an image: " + script.string() + " is missing: install agentmachine again");
   std::vector<std::string> command = {"sh", script.string(), "--packages", source.packages};
+  for (const auto& package : source.chosen) command.insert(command.end(), {"--package", package});
   if (source.debianMirror) command.insert(command.end(), {"--debian-mirror", *source.debianMirror});
   if (source.npmRegistry) command.insert(command.end(), {"--npm-registry", *source.npmRegistry});
   if (verbose) command.emplace_back("--verbose");

@@ -3,12 +3,14 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace agentmachine {
 
 /// What an image is built from.
 struct ImageSource {
   std::string packages = "nixpkgs";  ///< or "debian": pinned Debian packages, where nixpkgs can't be had
+  std::vector<std::string> chosen;   ///< packages besides what every image holds, by their names there
   std::optional<std::string> debianMirror;  ///< URL; absent: apt's
   std::optional<std::string> npmRegistry;   ///< URL; absent: npm's
 };

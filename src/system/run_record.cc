@@ -19,8 +19,8 @@ namespace {
 
 constexpr std::size_t maxRecordBytes = 65536;
 constexpr mode_t recordMode = 0600;
-constexpr std::array<std::string_view, 6> causeNames = {"payload", "start", "person",
-                                                        "systemd", "ttl",   "shutdown"};
+constexpr std::array<std::string_view, 7> causeNames = {"payload", "start", "person",  "systemd",
+                                                        "ttl",     "idle",  "shutdown"};
 
 std::int64_t seconds(std::chrono::sys_seconds time) {
   return time.time_since_epoch().count();
@@ -81,7 +81,7 @@ void writeRunRecord(const std::string& state, const RunRecord& record) {
   nlohmann::ordered_json json = {{"invocation", record.invocation}, {"boot", record.boot},
                                  {"since", seconds(record.since)},  {"asked", seconds(record.asked)},
                                  {"restarts", record.restarts},     {"leader", record.leader},
-                                 {"oom_kills", record.oomKills}};
+                                 {"oom_kills", record.oomKills},    {"image", record.image}};
   if (record.ttlDeadline) json["ttl_deadline_usec"] = record.ttlDeadline->count();
   writeFileAtomically(state + "/run.json", json.dump(), recordMode);
 }
@@ -95,7 +95,8 @@ std::optional<RunRecord> readRunRecord(const std::string& state) {
                      .restarts = json.at("restarts"),
                      .ttlDeadline = {},
                      .leader = json.at("leader"),
-                     .oomKills = json.at("oom_kills")};
+                     .oomKills = json.at("oom_kills"),
+                     .image = json.value("image", "")};
     if (json.contains("ttl_deadline_usec"))
       record.ttlDeadline = std::chrono::microseconds(json.at("ttl_deadline_usec").get<std::int64_t>());
     return record;
@@ -150,6 +151,8 @@ std::string describe(const std::optional<EndRecord>& end) {
       return "stopped by systemctl or machinectl" + killed;
     case EndCause::ttl:
       return "its time was up" + killed;
+    case EndCause::idle:
+      return "nothing happened in it" + killed;
     case EndCause::shutdown:
       return "the host was shut down";
   }

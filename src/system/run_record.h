@@ -22,6 +22,7 @@ struct RunRecord {
   std::optional<std::chrono::microseconds> ttlDeadline;  ///< on CLOCK_MONOTONIC
   pid_t leader = 0;                                      ///< 0 until the machine is connected
   std::uint64_t oomKills = 0;                            ///< that the unit's cgroup had counted before
+  std::string image;  ///< digest of the one it was started from; "" in the record of an older program
 };
 
 enum class EndCause {
@@ -30,6 +31,7 @@ enum class EndCause {
   person,    ///< `agentmachine stop` and its like
   systemd,   ///< systemctl, machinectl, another unit
   ttl,       ///< its time was up
+  idle,      ///< nothing happened in it for so long as its card says
   shutdown,  ///< the host went down in order
 };
 std::string_view toString(EndCause cause);

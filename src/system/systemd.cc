@@ -235,6 +235,20 @@ void Systemd::startTimer(const std::string& timer, const std::string& descriptio
   });
 }
 
+void Systemd::startRepeatingTimer(const std::string& timer, const std::string& description,
+                                  std::chrono::microseconds interval) {
+  stop(timer);
+  using Timer = sdbus::Struct<std::string, std::uint64_t>;
+  const auto count = static_cast<std::uint64_t>(interval.count());
+  translated("start " + timer, [&] {
+    startTransient(*bus_, timer,
+                   {{"Description", sdbus::Variant(description)},
+                    {"TimersMonotonic", sdbus::Variant(std::vector<Timer>{{"OnActiveSec", count},
+                                                                          {"OnUnitInactiveSec", count}})},
+                    {"AccuracyUSec", sdbus::Variant(std::uint64_t{1'000'000})}});
+  });
+}
+
 void Systemd::startWatch(const std::string& path, const std::string& description, const std::string& file) {
   // One that was left by a run whose end was cut short may watch another file. Once stopped it is forgotten:
   // nothing refers to it.

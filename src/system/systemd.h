@@ -70,6 +70,11 @@ class Systemd {
   void startTimer(const std::string& timer, const std::string& description,
                   const std::vector<std::chrono::microseconds>& times);
 
+  /// Makes a transient timer that starts the service of its name `interval` from now, and again so long after
+  /// each of its ends. It ends when it is stopped; one of that name that is there is replaced.
+  void startRepeatingTimer(const std::string& timer, const std::string& description,
+                           std::chrono::microseconds interval);
+
   /// Makes a transient path unit that starts the service of its name whenever `file` was closed after
   /// writing, replaced, removed or made. It ends when it is stopped; one of that name that is there is
   /// replaced.

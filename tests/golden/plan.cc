@@ -29,9 +29,12 @@ Host host() {
   Host host{.settings = {},
             .program = "/usr/bin/agentmachine",
             .init = "/usr/libexec/agentmachine/agentmachine-init",
-            .images = {"sha256-" + std::string(64, '1')},
+            .images = {{.digest = "sha256-" + std::string(64, '1'), .packages = {}},
+                       {.digest = "sha256-" + std::string(64, '2'), .packages = {"jq", "nodejs"}}},
             .requester = {1000, 1000},
             .proxyGroup = 989};
+  for (const char* package : {"jq", "nodejs", "gcc"})
+    host.settings.packages.push_back(PackageName::parse(package).value());
   host.settings.parentProxies = {Url::parse("http://10.100.1.1:3128").value()};
   const Card neighbour{.id = AgentId::parse("neighbour").value(),
                        .workspace = AbsolutePath::parse("/mnt/agents/neighbour").value()};

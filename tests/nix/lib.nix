@@ -17,6 +17,15 @@ let
     optional = condition: value: if condition then [ value ] else [ ];
     optionalAttrs = condition: set: if condition then set else { };
     optionalString = condition: text: if condition then text else "";
+    unique = foldl' (found: value: if elem value found then found else found ++ [ value ]) [ ];
+    attrByPath =
+      path: default: set:
+      if path == [ ] then
+        set
+      else if isAttrs set && set ? ${head path} then
+        lib.attrByPath (tail path) default set.${head path}
+      else
+        default;
     last = list: elemAt list (length list - 1);
     min = a: b: if a < b then a else b;
     concatStrings = concatStringsSep "";

@@ -26,6 +26,7 @@ TEST(End, IsToldInWords) {
             "stopped by anna, killed when it did not end in time");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::systemd}), "stopped by systemctl or machinectl");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::ttl}), "its time was up");
+  EXPECT_EQ(describe(EndRecord{.cause = EndCause::idle}), "nothing happened in it");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::start}), "did not start");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::shutdown}), "the host was shut down");
   EXPECT_EQ(describe(std::optional<EndRecord>()), "the host went down under it");
@@ -43,6 +44,29 @@ TEST(Duration, IsReadAsPeopleTypeIt) {
   for (const char* text : {"", "h", "+1h", "-1h", "1 h", "1m", "1H", "1.5h", "366d", "365d1s", "4294967296",
                            "4294967295d", "1h ", "off"})
     EXPECT_EQ(parseDuration(text), std::nullopt) << text;
+}
+
+TEST(Upgrade, KnowsTheImageThatWorked) {
+  Machine machine = {
+      .card = {.id = AgentId::parse("ada").value(), .workspace = AbsolutePath::parse("/mnt/a").value()},
+      .allocation = {.image = "sha256-a", .address = Ipv4{0x0ad50002}}};
+  machine = withImage(machine, "sha256-b");
+  EXPECT_EQ(machine.allocation.image, "sha256-b");
+  EXPECT_EQ(machine.allocation.provenImage, "sha256-a");
+  // It never ran with that one.
+  machine = withImage(machine, "sha256-c");
+  EXPECT_EQ(machine.allocation.provenImage, "sha256-a");
+  EXPECT_EQ(parseAllocation(toJson(machine.allocation)), machine.allocation);
+  machine = withImage(machine, "sha256-a");
+  EXPECT_EQ(machine.allocation.image, "sha256-a");
+  EXPECT_EQ(machine.allocation.provenImage, std::nullopt);
+  EXPECT_EQ(
+      describe(planImage(machine, Settings{})),
+      "write /var/lib/agentmachine/machines/ada/machine.json 0600 0:0\n"
+      "  | {\n  |   \"version\": 1,\n  |   \"image\": \"sha256-a\",\n  |   \"address\": \"10.213.0.2\",\n"
+      "  |   \"uid_base\": 0\n  | }\n"
+      "directory /run/machines 0755 0:0\n"
+      "link /run/machines/agent-ada -> /var/lib/agentmachine/images/sha256-a/root\n");
 }
 
 /// One machine, 10.213.0.2, of the id "ada".

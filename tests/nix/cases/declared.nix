@@ -24,6 +24,10 @@
         maxProcesses = 200;
       };
       ttlSeconds = 3600;
+      packages = [
+        "ripgrep"
+        "python3Packages.docutils"
+      ];
       environment.LANG = "C.UTF-8";
       command = [
         "opencode"
