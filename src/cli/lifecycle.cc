@@ -63,6 +63,7 @@ void addStartCommand(CLI::App& app) {
         forEach(*ids, [&](const std::string& id) {
           const Machine machine = findOrCreate(settings, id, systemd);
           startMachine(settings, machine, systemd);
+          tellOfCommand(machine, "start");
           std::cout << machine.name().str() << "\n";
         });
       });
@@ -80,6 +81,7 @@ void addStopCommand(CLI::App& app) {
     forEach(*ids, [&](const std::string& id) {
       const Machine machine = findMachine(settings, id);
       stopMachine(settings, machine, systemd, caller(), seconds(*timeout));
+      tellOfCommand(machine, "stop");
       std::cout << machine.name().str() << "\n";
     });
   });
@@ -98,6 +100,7 @@ void addRestartCommand(CLI::App& app) {
       const Machine machine = findMachine(settings, id);
       stopMachine(settings, machine, systemd, caller(), seconds(*timeout));
       startMachine(settings, machine, systemd);
+      tellOfCommand(machine, "restart");
       std::cout << machine.name().str() << "\n";
     });
   });
@@ -126,7 +129,9 @@ void addTtlCommand(CLI::App& app) {
     }
     const Settings settings = readSettings();
     Systemd systemd;
-    const auto left = changeTtl(settings, findMachine(settings, *id), systemd, change);
+    const Machine machine = findMachine(settings, *id);
+    const auto left = changeTtl(settings, machine, systemd, change);
+    tellOfCommand(machine, "ttl", *text);
     std::cout << (left ? humanDuration(*left) : "off") << "\n";
   });
 }
@@ -143,6 +148,7 @@ void addRemoveCommand(CLI::App& app) {
     forEach(*ids, [&](const std::string& id) {
       const Machine machine = findMachine(settings, id);
       removeMachine(settings, machine, systemd, *workspace);
+      tellOfCommand(machine, "rm", *workspace ? "with its workspace" : "");
       std::cout << machine.name().str() << "\n";
       if (machine.allocation.workspaceImage && !*workspace)
         std::cerr << std::format(
