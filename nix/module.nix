@@ -562,10 +562,13 @@ in
           ""
           cfg.metrics.directory
         ];
-        serviceConfig.ExecStart = [
-          ""
-          "${cfg.package}/bin/agentmachine metrics --output ${cfg.metrics.directory}/agentmachine.prom"
-        ];
+        serviceConfig = {
+          ExecStart = [
+            ""
+            "${cfg.package}/bin/agentmachine metrics --output ${cfg.metrics.directory}/agentmachine.prom"
+          ];
+          ReadWritePaths = [ cfg.metrics.directory ];
+        };
       };
 
       # An update of systemd restarts no agent at work.

@@ -120,7 +120,7 @@ std::string stateOf(const std::string& path) {
 
 /// The record of the run that begins now.
 RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std::string& invocation,
-                   Systemd& systemd) {
+                   std::chrono::microseconds began, Systemd& systemd) {
   RunRecord record{.invocation = invocation,
                    .boot = bootId(),
                    .since = now(),
@@ -129,7 +129,8 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
                    .ttlDeadline = {},
                    .leader = 0,
                    .oomKills = oomKills(machine.name()),
-                   .image = machine.allocation.image};
+                   .image = machine.allocation.image,
+                   .began = began};
   // The TTL counts from the start that somebody asked for: what systemd restarts goes on with the deadline
   // there was, which may have passed meanwhile, or with none if somebody took it away.
   if (const auto before = record.restarts > 0 ? readRunRecord(paths.state) : std::nullopt;
@@ -211,10 +212,11 @@ void settleImage(const Settings& settings, const Machine& machine, const std::st
     present = withImage(*present, *present->allocation.provenImage);
   applyPlan(planImage(*present, settings), systemd);
   if (!good)
-    warnInJournal(machine.name().unit(),
-                  std::format("agent {}: its payload did not get ready with image {}; from the next start on "
-                              "it has {} again",
-                              machine.card.id.str(), ran, present->allocation.image));
+    tellJournal(machine, {.event = "image-back",
+                          .message = std::format("its payload did not get ready with image {}; from the next start "
+                                                 "on it has {} again",
+                                                 ran, present->allocation.image),
+                          .isWarning = true});
 }
 
 /// What an ended run says of the image that the machine was upgraded to. Nothing, if a guard was missing or
@@ -227,6 +229,16 @@ void judgeImage(const Settings& settings, const Machine& machine, const EndRecor
   settleImage(settings, machine, run->image, end.result == "success", systemd);
 }
 
+void tellOfEnd(const Machine& machine, const EndRecord& end) {
+  const bool failed =
+      end.cause == EndCause::start || (end.cause == EndCause::payload && end.result != "success");
+  tellJournal(machine, {.event = "end",
+                        .message = "end of its run: " + describe(end),
+                        .by = end.by,
+                        .cause = std::string(toString(end.cause)),
+                        .isWarning = failed || end.oomKills > 0});
+}
+
 void syncWorkspace(const Machine& machine) {
   const Fd directory = openWithoutLinks(machine.card.workspace.str(), O_RDONLY | O_DIRECTORY);
   if (!directory || syncfs(directory.get()) < 0)
@@ -237,6 +249,7 @@ void syncWorkspace(const Machine& machine) {
 
 void prepareMachine(const Settings& settings, const Machine& machine, const std::string& invocation,
                     Systemd& systemd) {
+  const auto began = monotonicNow();
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   checkGuards(settings, machine, systemd);
   // The last one, if it was killed: this is the unit's start, so nothing of it runs.
@@ -262,7 +275,7 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
     deliverKey(machine, paths, group);
   }
   const auto lock = lockRun(settings, machine);
-  const RunRecord record = beginRun(machine, paths, invocation, systemd);
+  const RunRecord record = beginRun(machine, paths, invocation, began, systemd);
   writeRunRecord(paths.state, record);
   startTtl(settings, machine, record, systemd);
   startIdleTimer(settings, machine, systemd);
@@ -279,6 +292,12 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
   // Then this: the payload begins, and may end, while the rest is done.
   writeRunRecord(paths.state, *record);
   attachMachine(settings, machine, record->leader);
+  try {
+    if (record->began) noteStart(paths.state, monotonicNow() - *record->began);
+  } catch (const Error& problem) {
+    // A full disk keeps nobody from starting.
+    spdlog::warn("{}", problem.what());
+  }
 }
 
 void proveImage(const Settings& settings, const Machine& machine, bool server, Systemd& systemd) {
@@ -310,6 +329,7 @@ void releaseMachine(const Settings& settings, const Machine& machine, EndRecord 
   unmountMapped(paths.workspace);
   removePort(hostInterface(settings, machine.allocation.address), machine.allocation.address);
   judgeEnd(machine, paths, end);
+  tellOfEnd(machine, end);
   writeEndRecord(paths.state, end);
   // Not at all costs: while the host goes down there may be no bus any more. A watch that is left
   // finds no running machine to deliver to, a timer none to end, and the next start replaces both. Not by
@@ -348,7 +368,9 @@ void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd
                     " has no key until the file is good again");
       continue;
     }
-    if (state == stateOf(file)) return;
+    if (state != stateOf(file)) continue;
+    return tellJournal(machine,
+                       {.event = "key", .message = "its key file changed; the key was handed over again"});
   }
 }
 
@@ -383,10 +405,10 @@ void expireMachine(const Settings& settings, const Machine& machine, Systemd& sy
     if (run && *run->ttlDeadline - monotonicNow() > longestWarning + timersAccuracy)
       return startTtl(settings, machine, *run, systemd);  // it was made longer just now
     if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) {
-      const auto message = std::format("agent {}: its TTL ends at {}, then it is stopped",
-                                       machine.card.id.str(), inUtc(*run->ttlDeadline));
-      warnInJournal(machine.name().unit(), message);
-      writeFileAtomically(paths.notices + "/warning", message + "\n", 0644);
+      const auto message = std::format("its TTL ends at {}, then it is stopped", inUtc(*run->ttlDeadline));
+      tellJournal(machine, {.event = "ttl-warning", .message = message, .isWarning = true});
+      writeFileAtomically(paths.notices + "/warning",
+                          std::format("agent {}: {}\n", machine.card.id.str(), message), 0644);
     }
   } catch (const Error& problem) {
     // Neither a full disk nor a bad record makes a machine live longer.
@@ -420,6 +442,7 @@ void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, 
   end->cause = left->cause;
   end->by = left->by;
   end->at = now();
+  tellOfEnd(machine, *end);
   writeEndRecord(state, *end);
 }
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "system/host.h"
+#include "system/journal.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/text.h"
@@ -67,6 +68,14 @@ std::string caller() {
   }
   const auto* entry = getpwuid(user);
   return entry ? printable(entry->pw_name) : std::to_string(user);
+}
+
+void tellOfCommand(const Machine& machine, const std::string& command, const std::string& detail) {
+  const auto by = caller();
+  tellJournal(machine,
+              {.event = command,
+               .message = std::format("{} by {}{}{}", command, by, detail.empty() ? "" : ": ", detail),
+               .by = by});
 }
 
 Card loadCard(const std::string& path) {

@@ -15,6 +15,10 @@ void requireRoot(const std::string& what);
 /// The name of the person who runs this command: behind sudo, or as they logged in.
 std::string caller();
 
+/// Has the journal tell, among all that concerns this machine, that the caller did this: the command's name
+/// and, where that isn't all, to what.
+void tellOfCommand(const Machine& machine, const std::string& command, const std::string& detail = "");
+
 /// Reads a card; its format is told by the ending, .toml or anything else. Throws Error that lists every
 /// problem.
 Card loadCard(const std::string& path);

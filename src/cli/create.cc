@@ -5,6 +5,7 @@
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "system/host.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -19,8 +20,9 @@ void addCreateCommand(CLI::App& app) {
     // All are read before any is made: a typing error in the second leaves nothing of the first.
     for (const auto& path : *cards) loaded.push_back(loadCard(path));
     Systemd systemd;
-    for (const auto& card : loaded) {
-      const Machine machine = createMachine(settings, card, systemd);
+    for (std::size_t i = 0; i < loaded.size(); ++i) {
+      const Machine machine = createMachine(settings, loaded[i], systemd);
+      tellOfCommand(machine, "create", inQuotes((*cards)[i]));
       std::cout << machine.name().str() << "\n";
       if (systemd.activeState(machine.name().unit()) == "active")
         std::cerr << machine.name().str()

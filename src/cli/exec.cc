@@ -74,6 +74,7 @@ Machine startForRun(const Settings& settings, const std::string& cardOrId) {
     throw Error(machine.name().str() + " is running already; in it: agentmachine exec " +
                 machine.card.id.str() + " -- opencode …");
   startMachine(settings, withIdlePayload(machine), systemd);
+  tellOfCommand(machine, "run");
   return machine;
 }
 

@@ -64,6 +64,7 @@ void addStartCommand(CLI::App& app) {
         forEach(*ids, [&](const std::string& id) {
           const Machine machine = findOrCreate(settings, id, systemd);
           startMachine(settings, machine, systemd);
+          tellOfCommand(machine, "start");
           std::cout << machine.name().str() << "\n";
         });
       });
@@ -81,6 +82,7 @@ void addStopCommand(CLI::App& app) {
     forEach(*ids, [&](const std::string& id) {
       const Machine machine = findMachine(settings, id);
       stopMachine(settings, machine, systemd, caller(), seconds(*timeout));
+      tellOfCommand(machine, "stop");
       std::cout << machine.name().str() << "\n";
     });
   });
@@ -99,6 +101,7 @@ void addRestartCommand(CLI::App& app) {
       const Machine machine = findMachine(settings, id);
       stopMachine(settings, machine, systemd, caller(), seconds(*timeout));
       startMachine(settings, machine, systemd);
+      tellOfCommand(machine, "restart");
       std::cout << machine.name().str() << "\n";
     });
   });
@@ -129,6 +132,7 @@ void addUpgradeCommand(CLI::App& app) {
         std::cerr << machine.name().str() << " has that image already\n";
         return;
       }
+      tellOfCommand(machine, "upgrade", digest.value_or(""));
       std::cout << machine.name().str() << "\n";
       if (systemd.activeState(machine.name().unit()) == "active")
         std::cerr << std::format(
@@ -161,7 +165,9 @@ void addTtlCommand(CLI::App& app) {
     }
     const Settings settings = readSettings();
     Systemd systemd;
-    const auto left = changeTtl(settings, findMachine(settings, *id), systemd, change);
+    const Machine machine = findMachine(settings, *id);
+    const auto left = changeTtl(settings, machine, systemd, change);
+    tellOfCommand(machine, "ttl", *text);
     std::cout << (left ? humanDuration(*left) : "off") << "\n";
   });
 }
@@ -178,6 +184,7 @@ void addRemoveCommand(CLI::App& app) {
     forEach(*ids, [&](const std::string& id) {
       const Machine machine = findMachine(settings, id);
       removeMachine(settings, machine, systemd, *workspace);
+      tellOfCommand(machine, "rm", *workspace ? "with its workspace" : "");
       std::cout << machine.name().str() << "\n";
       if (machine.allocation.workspaceImage && !*workspace)
         std::cerr << std::format(

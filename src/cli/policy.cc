@@ -55,6 +55,9 @@ void addHostsCommand(CLI::App& app, const std::string& name, const std::string& 
       return changeHosts(settings, machine.card.id, systemd,
                          [&](std::vector<HostPattern> now) { return change(std::move(now), hosts); });
     });
+    std::vector<std::string> changed;
+    for (const auto& host : hosts) changed.push_back(host.str());
+    tellOfCommand(machine, name, join(changed, " "));
     for (const auto& host : left) std::cout << host.str() << "\n";
   });
 }

@@ -1,5 +1,6 @@
 // The machines, the proxy and the guards as Prometheus takes them. renderMetrics is pure; readMetrics looks.
 #pragma once
+#include <chrono>
 #include <compare>
 #include <cstdint>
 #include <map>
@@ -20,11 +21,13 @@ struct MachineUsage {
 
 /// What requests are counted by: few values of each, whatever a machine asks for.
 struct RequestKey {
-  std::string id;        ///< "" for sources that are no machine's
-  std::string via;       ///< "proxy" or "broker"
-  std::string decision;  ///< "allow" or "deny"
-  std::string reason;
-  std::string status;  ///< class of HTTP's status, "2xx"; "" if there was none
+  std::string id{};        ///< "" for sources that are no machine's
+  std::string via{};       ///< "proxy" or "broker"
+  std::string decision{};  ///< "allow" or "deny"
+  std::string reason{};
+  std::string rule{};       ///< of a refusal: what of the card decided, or "more" beyond maxRules
+  std::string hostClass{};  ///< hostClass()
+  std::string status{};     ///< class of HTTP's status, "2xx"; "" if there was none
   auto operator<=>(const RequestKey&) const = default;
 };
 struct RequestCount {
@@ -38,16 +41,24 @@ struct RequestCounts {
   std::string cursor;
   bool operator==(const RequestCounts&) const = default;
 };
+/// Pairs of reason and rule that one agent's refusals are told apart by: a card may have 256 rules, and
+/// others tomorrow.
+constexpr std::size_t maxRules = 30;
 void count(RequestCounts& counts, const AuditRecord& record);
+/// By what of the card a host was found: "exact", "wildcard", "provider" (through the broker), "unlisted", or
+/// "none" for what had no host to look for.
+std::string hostClass(const AuditRecord& record);
 std::string toJson(const RequestCounts& counts);
-/// Throws Error if it is not what toJson wrote.
+/// Throws Error that says what is wrong if it is not what toJson wrote.
 RequestCounts parseRequestCounts(std::string_view json);
 
 struct Metrics {
-  std::vector<MachineStatus> machines;
-  std::map<std::string, MachineUsage> usage;  ///< of running machines, by id
-  RequestCounts requests;
-  std::map<std::string, bool> guards;  ///< whether what holds all machines in is in place
+  std::vector<MachineStatus> machines{};
+  std::map<std::string, MachineUsage> usage{};               ///< of running machines, by id
+  std::map<std::string, StartTimes> starts{};                ///< of machines that were started, by id
+  std::map<std::string, std::chrono::sys_seconds> images{};  ///< when each image was imported, by digest
+  RequestCounts requests{};
+  std::map<std::string, bool> guards{};  ///< whether each that holds all machines in is in place
 };
 
 /// Prometheus' text format, version 0.0.4.

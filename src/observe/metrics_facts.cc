@@ -1,10 +1,15 @@
 #include <algorithm>
 #include <charconv>
+#include <format>
 #include <functional>
+
+#include <spdlog/spdlog.h>
 
 #include "observe/audit.h"
 #include "observe/metrics.h"
 #include "system/cgroup.h"
+#include "system/image_store.h"
+#include "system/kernel.h"
 #include "system/network.h"
 #include "util/error.h"
 #include "util/file.h"
@@ -43,9 +48,16 @@ RequestCounts countRequests(const Settings& settings, const std::vector<MachineS
   const std::string path = settings.stateDirectory + "/metrics.json";
   const FileLock lock(settings.runtimeDirectory + "/lock/metrics");
   RequestCounts counts;
-  inContext("read " + path, [&] {
-    if (const auto text = readFileIfExists(path, maxCountsBytes)) counts = parseRequestCounts(*text);
-  });
+  if (const auto text = readFileIfExists(path, maxCountsBytes)) {
+    try {
+      counts = parseRequestCounts(*text);
+    } catch (const Error& cause) {
+      throw Error(std::format(
+          "{0} is damaged ({1}), and with it the sums of requests; to count anew from what the journal still "
+          "has: rm {0}",
+          path, cause.what()));
+    }
+  }
   AuditQuery query;
   if (!counts.cursor.empty()) query.afterCursor = counts.cursor;
   const auto cursor = readAudit(query, [&](const AuditRecord& record) {
@@ -63,6 +75,14 @@ RequestCounts countRequests(const Settings& settings, const std::vector<MachineS
   return counts;
 }
 
+void orWarn(const std::function<void()>& look) {
+  try {
+    look();
+  } catch (const Error& cause) {
+    spdlog::warn("{}", cause.what());
+  }
+}
+
 bool inPlace(const std::function<void()>& check) {
   try {
     check();
@@ -75,13 +95,30 @@ bool inPlace(const std::function<void()>& check) {
 }  // namespace
 
 Metrics readMetrics(const Settings& settings, Systemd& systemd) {
-  Metrics metrics{.machines = listMachines(settings, systemd), .usage = {}, .requests = {}, .guards = {}};
-  for (const auto& status : metrics.machines)
-    if (status.state == MachineState::running)
-      metrics.usage[status.machine.card.id.str()] = usageOf(status.machine.name());
+  constexpr auto proxy = "agentmachine-proxy.service";
+  Metrics metrics{.machines = listMachines(settings, systemd)};
+  for (const auto& status : metrics.machines) {
+    const auto& [card, allocation] = status.machine;
+    if (status.state == MachineState::running) metrics.usage[card.id.str()] = usageOf(status.machine.name());
+    // A file that a fault of the disk spoilt hides no more than itself.
+    orWarn([&] {
+      if (const auto starts = readStartTimes(machinePaths(settings, card.id, allocation.address).state))
+        metrics.starts[card.id.str()] = *starts;
+    });
+  }
+  orWarn([&] {
+    for (const auto& image : ImageStore(settings.stateDirectory + "/images").list())
+      metrics.images[image.digest] = image.imported;
+  });
   metrics.requests = countRequests(settings, metrics.machines);
+  const auto processes = systemd.controlGroup(proxy);
   metrics.guards = {{"network", inPlace([&] { checkNetworkGuards(settings); })},
-                    {"proxy", systemd.activeState("agentmachine-proxy.service") == "active"}};
+                    {"proxy", systemd.activeState(proxy) == "active"},
+                    {"audit", runsIn(processes, "agentmachine-audit")},
+                    {"policy", runsIn(processes, "agentmachine-policy")},
+                    {"user-namespaces", hasUserNamespaces()},
+                    {"seccomp", hasSeccomp()},
+                    {"cgroup-packet-filters", hasCgroupBpf()}};
   return metrics;
 }
 

@@ -210,6 +210,10 @@ std::vector<std::pair<std::string, std::string>> journalFields(const AuditRecord
   members(record, [&](const char* name, const auto& value) {
     fields.emplace_back("AGENTMACHINE_" + inCapitals(name), asText(value));
   });
+  if (!record.id.empty()) {
+    fields.emplace_back("AGENT_ID", record.id);
+    fields.emplace_back("AGENT_MACHINE", record.machine);
+  }
   return fields;
 }
 

@@ -56,7 +56,7 @@ std::string toJson(const AuditRecord& record);
 AuditRecord parseAuditRecord(std::string_view json);
 
 /// The record as fields of the journal (systemd.journal-fields(7)): MESSAGE is its JSON, AGENTMACHINE_… are
-/// its members.
+/// its members, and one of an agent has the AGENT_ID and AGENT_MACHINE of all that concerns its machine.
 std::vector<std::pair<std::string, std::string>> journalFields(const AuditRecord& record);
 
 }  // namespace agentmachine

@@ -102,7 +102,11 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
     file.set("Requires", imageUnit(machine.card.workspace)).set("After", imageUnit(machine.card.workspace));
   if (machine.card.restart != RestartPolicy::no)
     file.set("StartLimitIntervalSec", "1h").set("StartLimitBurst", "10");
-  file.section("Service").set("Slice", machineSlice);
+  file.section("Service")
+      .set("Slice", machineSlice)
+      // On every line of the unit, the payload's and systemd's own too.
+      .set("LogExtraFields",
+           std::format("AGENT_ID={} AGENT_MACHINE={}", machine.card.id.str(), machine.name().str()));
   setRestart(file, machine.card.restart);
   // Beyond what the payload has: PID 1 kills what is left of it, and nspawn takes the machine apart. Then
   // systemd kills all of it, a PID 1 that is stopped (SIGSTOP) too.

@@ -30,6 +30,21 @@ std::optional<std::uint64_t> cgroupNumber(const MachineName& name, const char* f
   return std::nullopt;
 }
 
+bool runsIn(const std::string& controlGroup, std::string_view program) {
+  constexpr std::size_t nameLength = 15, mostProcesses = 65536;  // proc(5): comm
+  if (controlGroup.empty()) return false;
+  try {
+    for (const auto& pid :
+         split(trim(readFile("/sys/fs/cgroup" + controlGroup + "/cgroup.procs", mostProcesses)), '\n')) {
+      const auto name = readFileIfExists("/proc/" + pid + "/comm", nameLength + 1);
+      if (name && trim(*name) == program.substr(0, nameLength)) return true;
+    }
+  } catch (const Error&) {
+    // It ended just now.
+  }
+  return false;
+}
+
 std::uint64_t oomKills(const MachineName& name) {
   return cgroupNumber(name, "memory.events", "oom_kill").value_or(0);
 }

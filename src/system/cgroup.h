@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "plan/machine.h"
 
@@ -14,6 +15,9 @@ std::string cgroupFile(const MachineName& name, const char* file);
 /// The number in `file` of the unit's cgroup, or of the line that begins with `key`; nothing if there
 /// is none.
 std::optional<std::uint64_t> cgroupNumber(const MachineName& name, const char* file, const char* key = "");
+
+/// Whether a process of this program, by its file's name, is in a control group ("/system.slice/…") itself.
+bool runsIn(const std::string& controlGroup, std::string_view program);
 
 /// Processes of the machine that were killed because its memory ran out, as long as its cgroup has been
 /// there.

@@ -94,10 +94,22 @@ std::string readJournal(const JournalQuery& query, const std::function<bool(cons
   }
 }
 
-void warnInJournal(const std::string& unit, const std::string& message) {
-  // systemd's own way to speak of another unit; journalctl(1) believes it of root alone.
-  sd_journal_send("MESSAGE=%s", message.c_str(), "PRIORITY=4", "OBJECT_SYSTEMD_UNIT=%s", unit.c_str(),
-                  nullptr);
+void tellJournal(const Machine& machine, const AgentEvent& event) {
+  constexpr auto warning = "4", notice = "5";  // syslog(3)
+  std::vector<std::string> fields = {
+      "MESSAGE=agent " + machine.card.id.str() + ": " + event.message,
+      "MESSAGE_ID=" + std::string(agentEventMessageId),
+      std::string("PRIORITY=") + (event.isWarning ? warning : notice), "SYSLOG_IDENTIFIER=agentmachine",
+      "AGENT_ID=" + machine.card.id.str(), "AGENT_MACHINE=" + machine.name().str(),
+      "AGENT_EVENT=" + event.event,
+      // systemd's own way to speak of another unit; journalctl(1) believes it of root alone.
+      "OBJECT_SYSTEMD_UNIT=" + machine.name().unit()};
+  if (!event.by.empty()) fields.push_back("AGENT_BY=" + event.by);
+  if (!event.cause.empty()) fields.push_back("AGENT_CAUSE=" + event.cause);
+  // With lengths, not line by line: no value can begin a field.
+  std::vector<iovec> vectors;
+  for (auto& field : fields) vectors.push_back({field.data(), field.size()});
+  sd_journal_sendv(vectors.data(), static_cast<int>(vectors.size()));
 }
 
 JournalTime parseJournalTime(const std::string& text) {

@@ -5,7 +5,10 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "plan/machine.h"
 
 namespace agentmachine {
 
@@ -24,8 +27,22 @@ struct JournalQuery {
 std::string readJournal(const JournalQuery& query,
                         const std::function<bool(const std::string& message)>& entry);
 
-/// A warning about a unit, which `journalctl --unit` shows among the unit's own lines.
-void warnInJournal(const std::string& unit, const std::string& message);
+/// Something that became of an agent's machine.
+struct AgentEvent {
+  std::string event;       ///< one word with hyphens, stable: for scripts
+  std::string message;     ///< for people, without the agent's name
+  std::string by{};        ///< the person who wanted it; "" if none did
+  std::string cause{};     ///< of an end: EndCause's word
+  bool isWarning = false;  ///< else a notice
+};
+
+/// MESSAGE_ID of every such entry.
+constexpr std::string_view agentEventMessageId = "5e0f7a4bb1d94b0f8f6f7d1c2a9e6b3d";
+
+/// An entry with the fields AGENT_ID and AGENT_MACHINE, as all have that concern a machine, and AGENT_EVENT,
+/// AGENT_BY and AGENT_CAUSE. `journalctl --unit` shows it among the lines of the machine's unit, too. That
+/// there is no journal is no error.
+void tellJournal(const Machine& machine, const AgentEvent& event);
 
 /// A time as systemd.time(7) writes it ("yesterday", "-1h", "2026-11-24 10:00"), by systemd's own parser.
 /// Throws Error if it is none.

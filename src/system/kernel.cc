@@ -24,8 +24,25 @@ namespace {
 
 constexpr auto cgroupRoot = "/sys/fs/cgroup";
 
-/// As systemd finds out (bpf_firewall_supported): the smallest program is loaded, then attached to nothing.
+/// In a network namespace of its own, which goes with the command.
+bool canMakeLink(const std::string& kind) {
+  try {
+    return runProcess({"unshare", "--net", "ip", "link", "add", "am-probe", "type", kind}).status == 0;
+  } catch (const Error&) {
+    return false;  // no such program: that is found elsewhere
+  }
+}
+
+/// What timedatectl calls "synchronized": an error below 16 s.
+bool isClockSynchronized() {
+  timex time{};
+  return adjtimex(&time) >= 0 && time.maxerror < 16'000'000;
+}
+
+}  // namespace
+
 bool hasCgroupBpf() {
+  // As systemd finds out (bpf_firewall_supported): the smallest program is loaded, then attached to nothing.
   const bpf_insn program[] = {
       {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .src_reg = 0, .off = 0, .imm = 1},
       {.code = BPF_JMP | BPF_EXIT, .dst_reg = 0, .src_reg = 0, .off = 0, .imm = 0}};
@@ -55,23 +72,6 @@ bool hasUserNamespaces() {
   int status = 0;
   return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
-
-/// In a network namespace of its own, which goes with the command.
-bool canMakeLink(const std::string& kind) {
-  try {
-    return runProcess({"unshare", "--net", "ip", "link", "add", "am-probe", "type", kind}).status == 0;
-  } catch (const Error&) {
-    return false;  // no such program: that is found elsewhere
-  }
-}
-
-/// What timedatectl calls "synchronized": an error below 16 s.
-bool isClockSynchronized() {
-  timex time{};
-  return adjtimex(&time) >= 0 && time.maxerror < 16'000'000;
-}
-
-}  // namespace
 
 KernelFacts kernelFacts() {
   KernelFacts facts;

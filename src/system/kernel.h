@@ -17,4 +17,9 @@ struct KernelFacts {
 
 KernelFacts kernelFacts();
 
+/// Some of them by themselves: what takes no more than a few system calls.
+bool hasCgroupBpf();
+bool hasSeccomp();
+bool hasUserNamespaces();
+
 }  // namespace agentmachine

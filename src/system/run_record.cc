@@ -83,6 +83,7 @@ void writeRunRecord(const std::string& state, const RunRecord& record) {
                                  {"restarts", record.restarts},     {"leader", record.leader},
                                  {"oom_kills", record.oomKills},    {"image", record.image}};
   if (record.ttlDeadline) json["ttl_deadline_usec"] = record.ttlDeadline->count();
+  if (record.began) json["began_usec"] = record.began->count();
   writeFileAtomically(state + "/run.json", json.dump(), recordMode);
 }
 
@@ -99,7 +100,39 @@ std::optional<RunRecord> readRunRecord(const std::string& state) {
                      .image = json.value("image", "")};
     if (json.contains("ttl_deadline_usec"))
       record.ttlDeadline = std::chrono::microseconds(json.at("ttl_deadline_usec").get<std::int64_t>());
+    if (json.contains("began_usec"))
+      record.began = std::chrono::microseconds(json.at("began_usec").get<std::int64_t>());
     return record;
+  });
+}
+
+void StartTimes::add(std::chrono::microseconds took) {
+  const auto seconds = std::chrono::duration<double>(took).count();
+  const auto bucket = std::ranges::find_if(bounds, [&](double bound) { return seconds <= bound; });
+  ++counts.at(static_cast<std::size_t>(bucket - bounds.begin()));
+  sum += took;
+}
+
+void noteStart(const std::string& state, std::chrono::microseconds took) {
+  StartTimes times;
+  try {
+    times = readStartTimes(state).value_or(StartTimes{});
+  } catch (const Error&) {
+    // To Prometheus a restart of the counter.
+  }
+  times.add(took);
+  const nlohmann::ordered_json json = {{"counts", times.counts}, {"sum_usec", times.sum.count()}};
+  writeFileAtomically(state + "/starts.json", json.dump(), recordMode);
+}
+
+std::optional<StartTimes> readStartTimes(const std::string& state) {
+  return read<StartTimes>(state + "/starts.json", [](const nlohmann::json& json) {
+    StartTimes times;
+    // Other bounds may have been another version's.
+    if (json.at("counts").size() != times.counts.size()) throw Error("it has other buckets");
+    times.counts = json.at("counts").get<decltype(times.counts)>();
+    times.sum = std::chrono::microseconds(json.at("sum_usec").get<std::int64_t>());
+    return times;
   });
 }
 

@@ -1,6 +1,7 @@
 // What is kept of a machine's runs beside its card: how the present one began and how the last one ended.
 // Written by the unit's hooks, read by ls. In the state, so a power cut doesn't lose it.
 #pragma once
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -23,6 +24,18 @@ struct RunRecord {
   pid_t leader = 0;                                      ///< 0 until the machine is connected
   std::uint64_t oomKills = 0;                            ///< that the unit's cgroup had counted before
   std::string image;  ///< digest of the one it was started from; "" in the record of an older program
+  std::optional<std::chrono::microseconds> began{};  ///< on CLOCK_MONOTONIC, the first hook; for StartTimes
+};
+
+/// How long a machine's starts took, from the first hook until it was connected: a histogram, as Prometheus
+/// has them. Of all its starts until it is removed.
+struct StartTimes {
+  static constexpr std::array<double, 7> bounds = {0.25, 0.5, 1, 2.5, 5, 10, 30};  ///< seconds
+  /// Up to each bound from the one before it; beyond the last.
+  std::array<std::uint64_t, bounds.size() + 1> counts{};
+  std::chrono::microseconds sum{0};
+  void add(std::chrono::microseconds took);
+  bool operator==(const StartTimes&) const = default;
 };
 
 enum class EndCause {
@@ -59,6 +72,11 @@ void writeRunRecord(const std::string& state, const RunRecord& record);
 std::optional<RunRecord> readRunRecord(const std::string& state);
 void writeEndRecord(const std::string& state, const EndRecord& record);
 std::optional<EndRecord> readEndRecord(const std::string& state);
+
+/// Adds one start to those in `state`. What is there and damaged is begun anew.
+void noteStart(const std::string& state, std::chrono::microseconds took);
+/// Nothing if none was noted. Throws Error.
+std::optional<StartTimes> readStartTimes(const std::string& state);
 
 void noteStopReason(const std::string& state, const StopReason& reason);
 /// What was noted, which is forgotten by that.

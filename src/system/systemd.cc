@@ -195,6 +195,15 @@ std::uint32_t Systemd::restarts(const std::string& unit) {
   });
 }
 
+std::string Systemd::controlGroup(const std::string& unit) {
+  return translated("ask systemd for the control group of " + unit, [&] {
+    return unitProxy(*bus_, unit)
+        ->getProperty("ControlGroup")
+        .onInterface("org.freedesktop.systemd1.Service")
+        .get<std::string>();
+  });
+}
+
 std::string Systemd::job(const std::string& unit) {
   return translated("ask systemd for the job of " + unit, [&] {
     const auto job = unitProxy(*bus_, unit)

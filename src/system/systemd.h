@@ -58,6 +58,8 @@ class Systemd {
 
   /// How often systemd has restarted a service by itself since somebody asked for its start (NRestarts).
   std::uint32_t restarts(const std::string& unit);
+  /// The unit's control group, below /sys/fs/cgroup: "/system.slice/…"; "" if it has none.
+  std::string controlGroup(const std::string& unit);
   /// What is being done to the unit: "start", "stop", "restart", …; "" if nothing is.
   std::string job(const std::string& unit);
   /// Whether the host is going down.

@@ -17,12 +17,13 @@ MachineStatus machine(const std::string& id, MachineState state) {
 }
 
 void addRequest(Metrics& metrics, const std::string& id, const std::string& via, const std::string& reason,
-                std::optional<std::uint64_t> status) {
+                std::optional<std::uint64_t> status, const std::string& rule = "") {
   AuditRecord record;
   record.id = id;
   record.via = via;
   record.decision = reason == "listed" || reason == "provider" ? "allow" : "deny";
   record.reason = reason;
+  record.rule = rule;
   record.bytesUp = 100;
   record.bytesDown = 1000;
   record.status = status;
@@ -31,10 +32,13 @@ void addRequest(Metrics& metrics, const std::string& id, const std::string& via,
 
 TEST(Metrics, AreWhatPrometheusReads) {
   Metrics metrics{.machines = {machine("ada", MachineState::running), machine("bob", MachineState::created)},
-                  .usage = {},
-                  .requests = {},
+                  .images = {{"sha256-1", std::chrono::sys_seconds(std::chrono::seconds(1'764'000'000))}},
                   .guards = {{"network", true}, {"proxy", false}}};
   auto& ada = metrics.machines[0];
+  ada.machine.allocation.image = "sha256-1";
+  ada.restarts = 3;
+  for (const int milliseconds : {200, 400, 900, 60'000})
+    metrics.starts["ada"].add(std::chrono::milliseconds(milliseconds));
   ada.memoryBytes = 123'456'789;
   ada.tasks = 12;
   ada.ttlRemaining = std::chrono::seconds(3599);
@@ -44,8 +48,11 @@ TEST(Metrics, AreWhatPrometheusReads) {
                           .oomKills = 1,
                           .readBytes = 8192,
                           .writtenBytes = 16384};
-  addRequest(metrics, "ada", "proxy", "listed", 200);
+  addRequest(metrics, "ada", "proxy", "listed", 200, "pypi.org:443");
+  addRequest(metrics, "ada", "proxy", "listed", 200, "GET,HEAD .debian.org:80,443");
   addRequest(metrics, "ada", "proxy", "host-not-listed", 407);
+  addRequest(metrics, "ada", "proxy", "method-not-listed", 403, "GET,HEAD .debian.org:80,443");
+  addRequest(metrics, "ada", "proxy", "not-a-host-name", 407);
   addRequest(metrics, "ada", "broker", "provider", 200);
   addRequest(metrics, "ada", "broker", "provider", 503);
   addRequest(metrics, "", "proxy", "unknown-source", 403);

@@ -130,6 +130,16 @@ TEST(Audit, FieldsOfTheJournalAreThoseOfTheRecord) {
   EXPECT_EQ(value("AGENTMACHINE_DECISION"), "deny");
   EXPECT_EQ(value("AGENTMACHINE_PORT"), "443");
   EXPECT_EQ(value("AGENTMACHINE_BYTES_UP"), "100");
+  EXPECT_EQ(value("AGENT_ID"), "none");
+}
+
+TEST(Audit, AnAgentsRecordsHaveTheFieldsOfAllThatConcernsIt) {
+  const auto fields = journalFields(parseProxyLine(line({{"decision", "deny"}, {"id", "ada"}})));
+  const auto count = [&](const std::string& name, const std::string& value) {
+    return std::ranges::count(fields, std::pair(name, value));
+  };
+  EXPECT_EQ(count("AGENT_ID", "ada"), 1);
+  EXPECT_EQ(count("AGENT_MACHINE", "agent-ada"), 1);
 }
 
 TEST(Audit, JsonIsAsciiWhateverTheValues) {

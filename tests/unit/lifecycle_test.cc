@@ -1,8 +1,13 @@
 // How runs end in words, durations as people type them, and what `repair` finds to do.
+#include <cstdlib>
+#include <filesystem>
+
 #include <gtest/gtest.h>
 
 #include "plan/repair.h"
 #include "system/run_record.h"
+#include "util/error.h"
+#include "util/file.h"
 #include "util/text.h"
 
 namespace agentmachine {
@@ -30,6 +35,25 @@ TEST(End, IsToldInWords) {
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::start}), "did not start");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::shutdown}), "the host was shut down");
   EXPECT_EQ(describe(std::optional<EndRecord>()), "the host went down under it");
+}
+
+TEST(Starts, AreAddedUpAndBegunAnewIfDamaged) {
+  using namespace std::chrono_literals;
+  std::string state = testing::TempDir() + "/starts-XXXXXX";
+  ASSERT_NE(mkdtemp(state.data()), nullptr);
+  EXPECT_EQ(readStartTimes(state), std::nullopt);
+  noteStart(state, 200ms);
+  noteStart(state, 60s);
+  const auto times = readStartTimes(state).value();
+  EXPECT_EQ(times.counts, (std::array<std::uint64_t, 8>{1, 0, 0, 0, 0, 0, 0, 1}));
+  EXPECT_EQ(times.sum, 60'200ms);
+  for (const char* damaged : {"{", R"({"counts": [1], "sum_usec": 1})"}) {
+    writeFileAtomically(state + "/starts.json", damaged, 0600);
+    EXPECT_THROW(readStartTimes(state), Error) << damaged;
+    noteStart(state, 1s);
+    EXPECT_EQ(readStartTimes(state).value().sum, 1s) << damaged;
+  }
+  std::filesystem::remove_all(state);
 }
 
 TEST(Duration, IsReadAsPeopleTypeIt) {

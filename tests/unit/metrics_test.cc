@@ -22,6 +22,7 @@ AuditRecord record(const std::string& id, const std::string& via, const std::str
   record.via = via;
   record.decision = decision;
   record.reason = decision == "deny" ? "host-not-listed" : "listed";
+  record.rule = decision == "deny" ? "" : "example.org:443";
   record.bytesUp = 10;
   record.bytesDown = 100;
   record.status = status;
@@ -33,8 +34,7 @@ bool has(const std::string& text, const std::string& line) {
 }
 
 TEST(Metrics, AMachineIsInOneState) {
-  const auto text = renderMetrics(
-      {.machines = {machine("a", MachineState::expired)}, .usage = {}, .requests = {}, .guards = {}});
+  const auto text = renderMetrics({.machines = {machine("a", MachineState::expired)}});
   EXPECT_TRUE(has(text, R"(agentmachine_machine_state{id="a",state="expired"} 1)")) << text;
   EXPECT_TRUE(has(text, R"(agentmachine_machine_state{id="a",state="running"} 0)")) << text;
   EXPECT_TRUE(has(text, "# TYPE agentmachine_machine_state gauge")) << text;
@@ -43,8 +43,7 @@ TEST(Metrics, AMachineIsInOneState) {
 }
 
 TEST(Metrics, UseIsInBaseUnits) {
-  Metrics metrics{
-      .machines = {machine("a", MachineState::running)}, .usage = {}, .requests = {}, .guards = {}};
+  Metrics metrics{.machines = {machine("a", MachineState::running)}};
   metrics.usage["a"] = {.cpuMicroseconds = 1'500'000, .memoryPeakBytes = 7, .oomKills = 2};
   metrics.guards = {{"network", true}, {"proxy", false}};
   const auto text = renderMetrics(metrics);
@@ -62,9 +61,13 @@ TEST(Metrics, RequestsAreSummed) {
   count(metrics.requests, record("a", "broker", "allow", 429));
   count(metrics.requests, record("", "proxy", "deny", std::nullopt));
   const auto text = renderMetrics(metrics);
-  EXPECT_TRUE(has(text, R"(agentmachine_requests_total{id="a",via="proxy",decision="allow"} 3)")) << text;
-  EXPECT_TRUE(has(text, R"(agentmachine_requests_denied_total{id="a",reason="host-not-listed"} 1)")) << text;
-  EXPECT_TRUE(has(text, R"(agentmachine_requests_denied_total{id="",reason="host-not-listed"} 1)")) << text;
+  EXPECT_TRUE(
+      has(text, R"(agentmachine_requests_total{id="a",via="proxy",decision="allow",host_class="exact"} 3)"))
+      << text;
+  EXPECT_TRUE(has(text, R"(agentmachine_requests_denied_total{id="a",reason="host-not-listed",rule=""} 1)"))
+      << text;
+  EXPECT_TRUE(has(text, R"(agentmachine_requests_denied_total{id="",reason="host-not-listed",rule=""} 1)"))
+      << text;
   EXPECT_TRUE(has(text, R"(agentmachine_broker_responses_total{id="a",status="4xx"} 1)")) << text;
   EXPECT_TRUE(has(text, R"(agentmachine_received_bytes_total{id="a",via="proxy"} 400)")) << text;
 }
@@ -74,8 +77,61 @@ TEST(Metrics, SumsAreReadAsTheyWereWritten) {
   count(counts, record("a", "proxy", "allow", 200));
   count(counts, record("b", "broker", "deny", std::nullopt));
   EXPECT_EQ(parseRequestCounts(toJson(counts)), counts);
-  for (const auto* text : {"", "{", "{}", R"({"cursor":"x","counts":[[1]]})", R"({"cursor":1,"counts":[]})"})
+  for (const auto* text : {"", "{", "{}", R"({"cursor":"s=1","counts":[[1]]})", R"({"cursor":1,"counts":[]})",
+                           R"({"cursor":"x","counts":[]})", R"({"cursor":"s=1;;i=2","counts":[]})",
+                           R"({"cursor":"s=1;i=\u0000","counts":[]})", R"({"cursor":"","counts":[["a"]]})"})
     EXPECT_THROW(parseRequestCounts(text), Error) << text;
+}
+
+TEST(Metrics, HostsAreOfFewClasses) {
+  const auto classOf = [](const char* via, const char* reason, const char* rule) {
+    AuditRecord record;
+    record.via = via;
+    record.reason = reason;
+    record.rule = rule;
+    return hostClass(record);
+  };
+  EXPECT_EQ(classOf("proxy", "listed", "example.org:443"), "exact");
+  EXPECT_EQ(classOf("proxy", "method-not-listed", "GET,HEAD example.org:80,443"), "exact");
+  EXPECT_EQ(classOf("proxy", "private-address", ".example.org:443"), "wildcard");
+  EXPECT_EQ(classOf("proxy", "host-not-listed", ""), "unlisted");
+  EXPECT_EQ(classOf("proxy", "not-a-host-name", ""), "none");
+  EXPECT_EQ(classOf("proxy", "too-many-requests", "requests_per_second"), "none");
+  EXPECT_EQ(classOf("broker", "provider", "https://api.openai.com/v1"), "provider");
+  EXPECT_EQ(classOf("broker", "too-many-requests", "requests_per_second"), "provider");
+}
+
+TEST(Metrics, RefusalsAreToldApartByAFewRulesAlone) {
+  RequestCounts counts;
+  const auto refuse = [&](const std::string& id, const std::string& rule) {
+    auto refusal = record(id, "proxy", "deny", 403);
+    refusal.reason = "port-not-listed";
+    refusal.rule = rule;
+    count(counts, refusal);
+  };
+  for (std::size_t i = 0; i < 2 * maxRules; ++i) refuse("a", "host" + std::to_string(i) + ".example.org:443");
+  for (int i = 0; i < 3; ++i) refuse("a", "host0.example.org:443");
+  refuse("b", "host99.example.org:443");
+  EXPECT_EQ(counts.counts.size(), maxRules + 2);
+  Metrics metrics;
+  metrics.requests = counts;
+  const auto text = renderMetrics(metrics);
+  const std::string start = R"(agentmachine_requests_denied_total{id=)";
+  EXPECT_TRUE(has(text, start + R"("a",reason="port-not-listed",rule="host0.example.org:443"} 4)")) << text;
+  EXPECT_TRUE(has(text, start + R"("a",reason="port-not-listed",rule="more"} 30)")) << text;
+  EXPECT_TRUE(has(text, start + R"("b",reason="port-not-listed",rule="host99.example.org:443"} 1)")) << text;
+}
+
+TEST(Metrics, StartsAreAHistogram) {
+  Metrics metrics{.machines = {machine("a", MachineState::running)}};
+  for (const int milliseconds : {250, 251, 40'000})
+    metrics.starts["a"].add(std::chrono::milliseconds(milliseconds));
+  const auto text = renderMetrics(metrics);
+  EXPECT_TRUE(has(text, R"(agentmachine_machine_start_seconds_bucket{id="a",le="0.25"} 1)")) << text;
+  EXPECT_TRUE(has(text, R"(agentmachine_machine_start_seconds_bucket{id="a",le="0.5"} 2)")) << text;
+  EXPECT_TRUE(has(text, R"(agentmachine_machine_start_seconds_bucket{id="a",le="30"} 2)")) << text;
+  EXPECT_TRUE(has(text, R"(agentmachine_machine_start_seconds_bucket{id="a",le="+Inf"} 3)")) << text;
+  EXPECT_TRUE(has(text, R"(agentmachine_machine_start_seconds_count{id="a"} 3)")) << text;
 }
 
 }  // namespace
