@@ -212,11 +212,12 @@ void settleImage(const Settings& settings, const Machine& machine, const std::st
     present = withImage(*present, *present->allocation.provenImage);
   applyPlan(planImage(*present, settings), systemd);
   if (!good)
-    tellJournal(machine, {.event = "image-back",
-                          .message = std::format("its payload did not get ready with image {}; from the next start "
-                                                 "on it has {} again",
-                                                 ran, present->allocation.image),
-                          .isWarning = true});
+    tellJournal(machine,
+                {.event = "image-back",
+                 .message = std::format("its payload did not get ready with image {}; from the next start "
+                                        "on it has {} again",
+                                        ran, present->allocation.image),
+                 .isWarning = true});
 }
 
 /// What an ended run says of the image that the machine was upgraded to. Nothing, if a guard was missing or

@@ -101,8 +101,8 @@ void stopIfIdle(const Settings& settings, const Machine& machine, Systemd& syste
     return endRun(settings, machine, systemd, {.cause = EndCause::idle, .by = ""});
   if (idle + idleInterval(machine.card) < machine.card.idle) return removeFile(notice);
   if (std::filesystem::exists(notice)) return;
-  const auto message =
-      std::format("idle; it is stopped at {} unless it does something", inUtc(sample.since + machine.card.idle));
+  const auto message = std::format("idle; it is stopped at {} unless it does something",
+                                   inUtc(sample.since + machine.card.idle));
   tellJournal(machine, {.event = "idle-warning", .message = message, .isWarning = true});
   writeFileAtomically(notice, message + "\n", 0644);
 }
