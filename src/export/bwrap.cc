@@ -51,45 +51,18 @@ std::string configOf(const AgentId& id) {
 std::vector<std::string> sandbox(const Card& card, const BwrapOptions& options, const std::string& key) {
   const auto bytes = [](std::uint64_t mebibytes) { return std::to_string(mebibytes << 20); };
   const auto& limits = card.limits;
-  std::vector<std::string> words = {"--die-with-parent",
-                                    "--new-session",
-                                    "--uid",
-                                    std::to_string(agentUid),
-                                    "--gid",
-                                    std::to_string(agentUid),
-                                    "--hostname",
-                                    MachineName(card.id).str(),
-                                    "--cap-drop",
-                                    "ALL",
-                                    "--ro-bind",
-                                    options.root.str(),
-                                    "/",
-                                    "--proc",
-                                    "/proc",
-                                    "--dev",
-                                    "/dev",
-                                    "--size",
-                                    bytes(limits.tmpMb.value_or(limits.memoryMb / 4)),
-                                    "--perms",
-                                    "1777",
-                                    "--tmpfs",
-                                    "/tmp",
-                                    "--size",
-                                    bytes(std::max(limits.memoryMb / 10, leastScratchMb)),
-                                    "--perms",
-                                    "1777",
-                                    "--tmpfs",
-                                    "/home/agent",
-                                    "--size",
-                                    bytes(leastScratchMb),
-                                    "--tmpfs",
-                                    "/run",
-                                    "--bind",
-                                    card.workspace.str(),
-                                    "/workspace",
-                                    "--ro-bind",
-                                    configOf(card.id),
-                                    "/etc/opencode/opencode.json"};
+  std::vector<std::string> words = {
+      "--unshare-user",
+      // None of its own: in one it could mount, and reach more of the kernel.
+      "--disable-userns", "--die-with-parent", "--new-session", "--uid", std::to_string(agentUid), "--gid",
+      std::to_string(agentUid), "--hostname", MachineName(card.id).str(), "--cap-drop", "ALL", "--ro-bind",
+      options.root.str(), "/", "--proc", "/proc", "--dev", "/dev",
+      // It is the agent's, and has no limit of its size.
+      "--remount-ro", "/dev", "--size", bytes(leastScratchMb), "--perms", "1777", "--tmpfs", "/dev/shm",
+      "--size", bytes(limits.tmpMb.value_or(limits.memoryMb / 4)), "--perms", "1777", "--tmpfs", "/tmp",
+      "--size", bytes(std::max(limits.memoryMb / 10, leastScratchMb)), "--perms", "1777", "--tmpfs",
+      "/home/agent", "--size", bytes(leastScratchMb), "--tmpfs", "/run", "--bind", card.workspace.str(),
+      "/workspace", "--ro-bind", configOf(card.id), "/etc/opencode/opencode.json"};
   if (card.apiKeyFile && card.apiKeyDelivery == KeyDelivery::credential)
     append(words, {"--ro-bind", key, std::string(agentKeyFile)});
   words.emplace_back("--clearenv");
@@ -108,8 +81,8 @@ std::string commandLine(const std::vector<std::string>& words) {
   return join(quoted, " ");
 }
 
-/// The seed's hardening, but for what bubblewrap needs itself: namespaces, mounts and a whole /proc to make
-/// its own from.
+/// The seed's hardening, but for what bubblewrap needs itself: namespaces, mounts, a whole /proc to make its
+/// own from, and openat2(2), which RestrictSUIDSGID= forbids.
 std::string agentTemplate(const BwrapOptions& options) {
   IniFile file;
   file.comment("Rendered by agentmachine. What it runs is in each agent's drop-in.")
@@ -138,10 +111,9 @@ std::string agentTemplate(const BwrapOptions& options) {
       .set("AmbientCapabilities", "")
       .set("LockPersonality", "yes")
       .set("RestrictRealtime", "yes")
-      .set("RestrictSUIDSGID", "yes")
       .set("RemoveIPC", "yes")
       .set("SystemCallArchitectures", "native")
-      .set("SystemCallFilter", "@system-service @mount @sandbox pivot_root unshare setns")
+      .set("SystemCallFilter", "@system-service @mount @sandbox sethostname")
       .set("SystemCallErrorNumber", "EPERM")
       .set("KeyringMode", "private")
       .set("LimitCORE", "0")
@@ -154,8 +126,8 @@ std::string agentDropIn(const Card& card, const BwrapOptions& options) {
   const auto& limits = card.limits;
   const bool ends = card.ttl.count() > 0;
   // Without --unshare-net: the unit's network namespace is private already, and has the proxy's sockets.
-  std::vector<std::string> command = {"/usr/bin/bwrap", "--unshare-user", "--unshare-ipc",
-                                      "--unshare-pid",  "--unshare-uts",  "--unshare-cgroup"};
+  std::vector<std::string> command = {"/usr/bin/bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-uts",
+                                      "--unshare-cgroup"};
   append(command, sandbox(card, options, "${CREDENTIALS_DIRECTORY}/api-key"));
   IniFile file;
   file.comment("Rendered by agentmachine from the card of " + card.id.str() + ".")
@@ -185,6 +157,7 @@ std::string socketTemplate(std::string_view what, std::uint16_t port) {
       .set("Description", std::format("The way of agent %i to its {}", what))
       .set("JoinsNamespaceOf", "agentmachine-bwrap@%i.service")
       .set("PartOf", "agentmachine-bwrap@%i.service")
+      .set("StopWhenUnneeded", "yes")
       .section("Socket")
       .set("PrivateNetwork", "yes")
       .set("ListenStream", std::format("127.0.0.1:{}", port));
@@ -196,6 +169,7 @@ std::string relay(const Card& card, std::string_view what, std::uint16_t port) {
   file.comment("Rendered by agentmachine from the card of " + card.id.str() + ".")
       .section("Unit")
       .set("Description", std::format("Relay of agent {} to its {}", card.id.str(), what))
+      .set("BindsTo", std::format("agentmachine-bwrap-{}@{}.socket", what, card.id.str()))
       .section("Service")
       .set("ExecStart", std::format("/usr/lib/systemd/systemd-socket-proxyd {}:{}", addressOf(card.id), port))
       .set("DynamicUser", "yes")
@@ -213,7 +187,10 @@ std::string squidTemplate() {
       .set("Description", "Proxy of agent %i")
       .set("After", "network-online.target")
       .set("Wants", "network-online.target")
+      .set("StopWhenUnneeded", "yes")
       .section("Service")
+      // squid tells when it listens, and the agent waits for that.
+      .set("Type", "notify")
       .set("ExecStart", std::format("/bin/sh /{}%i/proxy/start", configs))
       .set("DynamicUser", "yes")
       .set("RuntimeDirectory", "agentmachine-bwrap-squid/%i")

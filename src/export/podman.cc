@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <format>
 
+#include <nlohmann/json.hpp>
+
 #include "export/promises.h"
 #include "export/proxy.h"
 #include "plan/host.h"
@@ -23,12 +25,12 @@ constexpr std::uint32_t proxyUid = 65531;
 constexpr std::uint64_t leastScratchMb = 16;
 
 struct Addresses {
-  Ipv4 network, gateway, proxy, agent;
+  Ipv4 network, proxy, agent;
 };
 
 Addresses addressesOf(const AgentId& id) {
   const std::uint32_t base = networkBase + slotOf(id, networks) * 8;
-  return {.network = {base}, .gateway = {base + 1}, .proxy = {base + 2}, .agent = {base + 3}};
+  return {.network = {base}, .proxy = {base + 2}, .agent = {base + 3}};
 }
 
 Egress egressOf(const Card& card) {
@@ -42,10 +44,15 @@ std::string head(const Card& card) {
   return "Rendered by agentmachine from the card of " + card.id.str() + ".";
 }
 
-std::string words(const std::vector<std::string>& list) {
-  std::vector<std::string> quoted;
-  for (const auto& word : list) quoted.push_back(unitWord(word));
-  return join(quoted, " ");
+/// The whole command as the entry point: an empty `Entrypoint=` would leave the image's in front of it, and
+/// quadlet loses empty words of `Exec=`.
+std::string entryPoint(const std::vector<std::string>& command) {
+  std::string text;
+  for (const char c : nlohmann::json(command).dump()) {
+    text += c;
+    if (c == '%' || c == '$') text += c;
+  }
+  return text;
 }
 
 std::string tmpfs(std::string_view path, std::uint64_t mebibytes, std::string_view more) {
@@ -69,8 +76,8 @@ std::string agentNetwork(const Card& card) {
       .set("NetworkName", MachineName(card.id).str())
       .set("Internal", "true")
       .set("DisableDNS", "true")
-      .set("Subnet", addresses.network.str() + "/29")
-      .set("Gateway", addresses.gateway.str());
+      // Without a gateway, or the host would have an address in it.
+      .set("Subnet", addresses.network.str() + "/29");
   return file.str();
 }
 
@@ -88,7 +95,10 @@ std::string proxyContainer(const Card& card, const PodmanOptions& options) {
   file.comment(head(card) + " What its agent may reach is in " + name + "/squid.conf.")
       .section("Unit")
       .set("Description", "Proxy of agent " + card.id.str())
+      .set("StopWhenUnneeded", "yes")
       .section("Container")
+      // squid tells when it listens, and the agent waits for that.
+      .set("Notify", "true")
       .set("ContainerName", name)
       .set("Image", options.proxyImage.str())
       .set("Entrypoint", "/bin/sh")
@@ -134,14 +144,15 @@ std::string agentContainer(const Card& card, const PodmanOptions& options) {
       .section("Container")
       .set("ContainerName", name)
       .set("Image", options.image.str())
-      .set("Entrypoint", "")
-      .set("Exec", words(payloadCommand(card)))
+      .set("Entrypoint", entryPoint(payloadCommand(card)))
       .set("WorkingDir", "/workspace")
       .set("User", std::to_string(agentUid))
       .set("Group", std::to_string(agentUid))
       .set("Network", name + ".network:ip=" + addressesOf(card.id).agent.str())
       // Without it the host's resolvers would be in /etc/resolv.conf.
-      .set("DNS", "none");
+      .set("DNS", "none")
+      // The image has an /etc/hosts; without it the host's would be there.
+      .set("PodmanArgs", "--no-hosts");
   confine(file);
   // opencode as PID 1 would ignore SIGTERM.
   file.set("RunInit", "true")
