@@ -200,8 +200,8 @@ ExportedFiles exportPodman(const std::vector<Card>& cards, const PodmanOptions& 
     auto warnings = warningsFor(Engine::podman, card);
     if (options.rootful)
       warnings.emplace_back(
-          "No way out but the proxy: weaker: with Podman of root the host has an address in the agent's "
-          "network, and what listens on all addresses of the host can be reached there");
+          "UserNS=auto: /etc/subuid and /etc/subgid must have a line for \"containers\", such as "
+          "containers:1000000:1048576");
     warnings.push_back(
         options.rootful
             ? std::format("workspace {0}: must belong to {1}:{1}", card.workspace.str(), agentUid)

@@ -69,7 +69,7 @@ constexpr Promise table[] = {
      {{{Kept::weaker,
         "hostUsers: false, which needs Kubernetes 1.33 and a file system that maps ids; older ones ignore "
         "it"},
-       {Kept::yes, "UserNS="},
+       {Kept::weaker, "UserNS=; with a user's Podman the agent is that user outside"},
        {Kept::weaker, "a user namespace, in which the agent is its unit's user"}}},
      always},
     {"No capability, no new privileges, a read-only root",
