@@ -97,12 +97,14 @@ void stopIfIdle(const Settings& settings, const Machine& machine, Systemd& syste
   writeIdleSample(paths, sample);
   const auto idle = sample.at - sample.since;
   const auto notice = paths.notices + "/idle";
-  if (idle >= machine.card.idle)
-    return endRun(settings, machine, systemd, {.cause = EndCause::idle, .by = ""});
   if (idle + idleInterval(machine.card) < machine.card.idle) return removeFile(notice);
-  if (std::filesystem::exists(notice)) return;
-  const auto message = std::format("idle; it is stopped at {} unless it does something",
-                                   inUtc(sample.since + machine.card.idle));
+  const bool warned = std::filesystem::exists(notice);
+  // Looks may be late; a warning comes before the end all the same.
+  if (warned && idle >= machine.card.idle)
+    return endRun(settings, machine, systemd, {.cause = EndCause::idle, .by = ""});
+  if (warned) return;
+  const auto end = std::max(sample.since + machine.card.idle, sample.at + idleInterval(machine.card));
+  const auto message = std::format("idle; it is stopped at {} unless it does something", inUtc(end));
   tellJournal(machine, {.event = "idle-warning", .message = message, .isWarning = true});
   writeFileAtomically(notice, message + "\n", 0644);
 }

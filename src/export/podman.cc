@@ -65,6 +65,8 @@ void confine(IniFile& file) {
       .set("ReadOnlyTmpfs", "false")
       .set("NoNewPrivileges", "true")
       .set("DropCapability", "all")
+      // Else it is read-only too, and squid needs it.
+      .set("Tmpfs", tmpfs("/dev/shm", leastScratchMb, "mode=1777"))
       .set("LogDriver", "journald");
 }
 

@@ -79,7 +79,7 @@ constexpr Promise table[] = {
      always},
     {"System calls by an allow-list",
      {{{Kept::weaker, "the runtime's default profile, which allows more"},
-       {Kept::weaker, "the runtime's default profile, which allows more"},
+       {Kept::weaker, "the runtime's default profile, which allows more, among it user namespaces inside"},
        {Kept::weaker, "SystemCallFilter= of the unit, which allows more; run without the unit, none"}}},
      always},
     {"memory_deny_write_execute",
