@@ -59,6 +59,7 @@ void checkGuards(const Settings& settings, const Machine& machine, Systemd& syst
                 "`allow_settings_override = true` in " +
                 settingsPath);
   checkNetworkGuards(settings);
+  checkBridgeHasRoom(settings);
   if (systemd.activeState("agentmachine-proxy.service") != "active")
     throw Error("the filtering proxy is not running: systemctl status agentmachine-proxy");
 }
@@ -438,7 +439,13 @@ void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, 
   // One that waited to be started again ended before, so no hook took the reason.
   const auto left = takeStopReason(state);
   if (left) systemd.stop(paths.ttlTimer);
-  auto end = left ? readEndRecord(state) : std::nullopt;
+  std::optional<EndRecord> end;
+  try {
+    if (left) end = readEndRecord(state);
+  } catch (const Error& problem) {
+    // It has stopped all the same.
+    spdlog::warn("{}", problem.what());
+  }
   if (!end) return;
   end->cause = left->cause;
   end->by = left->by;

@@ -34,11 +34,14 @@ std::optional<std::string> cardPath(const Settings& settings, const AgentId& id)
 }
 
 std::optional<Machine> tryFindMachine(const Settings& settings, const std::string& idOrName) {
-  auto machines = readMachines(settings);
-  if (const auto found = machines.find(idOrName); found != machines.end()) return found->second;
-  for (const auto& [id, machine] : machines)
-    if (machine.name().str() == idOrName) return machine;
-  return std::nullopt;
+  // That one alone is read: what became of others' state, or is just becoming of it, is no matter of this
+  // one.
+  constexpr std::string_view prefix = "agent-";
+  if (const auto id = AgentId::parse(idOrName))
+    if (auto machine = readMachine(settings, *id)) return machine;
+  if (!idOrName.starts_with(prefix)) return std::nullopt;
+  const auto id = AgentId::parse(idOrName.substr(prefix.size()));
+  return id ? readMachine(settings, *id) : std::nullopt;
 }
 
 /// Printed width of UTF-8 text whose characters are one column wide each.

@@ -60,16 +60,24 @@ gid_t proxyGroup(const Settings& settings) {
 
 std::optional<Machine> readMachine(const Settings& settings, const AgentId& id) {
   const fs::path directory = fs::path(settings.stateDirectory) / "machines" / id.str();
-  const auto allocation = readFileIfExists(directory / "machine.json", maxStateBytes);
+  const auto cardPath = directory / "card.json", allocationPath = directory / "machine.json";
   // machine.json is written last: without it a `create` was killed, and the next one finishes it.
+  auto allocation = readFileIfExists(allocationPath, maxStateBytes);
+  std::optional<std::string> card;
+  // Who only reads takes no lock, so the machine may be removed meanwhile, and made again: card and
+  // allocation belong together if the allocation is the same before and after the card.
+  for (auto before = std::optional<std::string>(); allocation && allocation != before;) {
+    before = allocation;
+    card = readFileIfExists(cardPath, maxStateBytes);
+    allocation = readFileIfExists(allocationPath, maxStateBytes);
+  }
   if (!allocation) return std::nullopt;
   // First: a newer program's card may have fields that this one would call misspelt.
-  auto parsed = inContext("read " + (directory / "machine.json").string(),
-                          [&] { return parseAllocation(*allocation); });
-  const auto cardPath = directory / "card.json";
-  auto card = parseCard(readFile(cardPath, maxStateBytes), CardFormat::json);
-  if (!card) throw Error(trim(describe(cardPath.string(), card.error())));
-  return Machine{std::move(*card), std::move(parsed)};
+  auto parsed = inContext("read " + allocationPath.string(), [&] { return parseAllocation(*allocation); });
+  if (!card) throw Error("read " + cardPath.string() + ": No such file or directory");
+  auto checked = parseCard(*card, CardFormat::json);
+  if (!checked) throw Error(trim(describe(cardPath.string(), checked.error())));
+  return Machine{std::move(*checked), std::move(parsed)};
 }
 
 std::map<std::string, Machine> readMachines(const Settings& settings) {

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <format>
+#include <iterator>
 
 #include <nlohmann/json.hpp>
 
@@ -196,6 +197,17 @@ void checkNetworkGuards(const Settings& settings) {
   if (!interfaceExists(settings.bridge))
     throw Error(
         std::format("the bridge {} is missing: systemctl restart agentmachine-network", settings.bridge));
+}
+
+void checkBridgeHasRoom(const Settings& settings) {
+  // To the kernel: BR_MAX_PORTS is 1024, and 0 is no port's number (net/bridge/br_private.h).
+  constexpr std::ptrdiff_t mostPorts = 1023;
+  std::error_code absent;
+  const std::filesystem::directory_iterator ports("/sys/class/net/" + settings.bridge + "/brif", absent);
+  if (std::distance(begin(ports), end(ports)) >= mostPorts)
+    throw Error(
+        std::format("all {} ports that a bridge can have are taken on {}: stop machines that are not needed",
+                    mostPorts, settings.bridge));
 }
 
 void attachMachine(const Settings& settings, const Machine& machine, pid_t leader) {

@@ -19,6 +19,8 @@ void bringNetworkUp(const Settings& settings);
 void takeNetworkDown(const Settings& settings);
 /// Throws Error, naming the guard, unless bridge and nft tables are there.
 void checkNetworkGuards(const Settings& settings);
+/// Throws Error if the bridge has as many ports as the kernel allows.
+void checkBridgeHasRoom(const Settings& settings);
 
 enum class FilterState { missing, altered, inPlace };
 

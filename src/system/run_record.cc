@@ -42,7 +42,8 @@ std::optional<Record> read(const std::string& path, Record (*parse)(const nlohma
     try {
       return parse(nlohmann::json::parse(*text));
     } catch (const nlohmann::json::exception& problem) {
-      throw Error(problem.what());
+      throw Error(std::string("it is damaged; the next start that somebody asks for writes it anew: ") +
+                  problem.what());
     }
   });
 }
@@ -163,11 +164,18 @@ void noteStopReason(const std::string& state, const StopReason& reason) {
 }
 
 std::optional<StopReason> takeStopReason(const std::string& state) {
-  auto reason = read<StopReason>(state + "/stop.json", [](const nlohmann::json& json) {
-    return StopReason{.cause = cause(json.at("cause")), .by = json.at("by")};
-  });
-  removeFile(state + "/stop.json");
-  return reason;
+  const std::string path = state + "/stop.json";
+  try {
+    auto reason = read<StopReason>(path, [](const nlohmann::json& json) {
+      return StopReason{.cause = cause(json.at("cause")), .by = json.at("by")};
+    });
+    removeFile(path);
+    return reason;
+  } catch (const Error&) {
+    // One that a fault of the disk spoilt says nothing, and must keep no machine from its next start or stop.
+    removeFile(path);
+    return std::nullopt;
+  }
 }
 
 std::string describe(const std::optional<EndRecord>& end) {

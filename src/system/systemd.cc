@@ -55,6 +55,20 @@ std::unique_ptr<sdbus::IProxy> unitProxy(sdbus::IConnection& bus, const std::str
   return sdbus::createProxy(bus, service, path);
 }
 
+/// Whether systemd still has a job, as far as it answers.
+enum class JobIs { there, gone, unknown };
+JobIs lookAtJob(sdbus::IConnection& bus, const sdbus::ObjectPath& job) {
+  try {
+    (void)sdbus::createProxy(bus, service, job)
+        ->getProperty("State")
+        .onInterface("org.freedesktop.systemd1.Job")
+        .get<std::string>();
+    return JobIs::there;
+  } catch (const sdbus::Error& cause) {
+    return cause.getName() == "org.freedesktop.DBus.Error.UnknownObject" ? JobIs::gone : JobIs::unknown;
+  }
+}
+
 void startTransient(sdbus::IConnection& bus, const std::string& unit,
                     const std::vector<TransientProperty>& properties) {
   sdbus::ObjectPath job;
@@ -115,19 +129,35 @@ void Systemd::runJob(const std::string& method, const std::string& unit,
   const auto isEnded = [&] { return results.contains(job); };
   using Clock = std::chrono::steady_clock;
   auto kill = killAfter ? std::optional(Clock::now() + *killAfter) : std::nullopt;
-  // So often it is looked whether the bus is there: a job whose end nobody tells would be awaited for ever.
-  constexpr std::chrono::seconds look{1};
+  // So often it is looked whether the bus is there, and asked for the job: one whose end nobody tells,
+  // because systemd was executed anew just then, would be awaited for ever.
+  constexpr std::chrono::seconds look{1}, ask{5}, patience{30};
+  const std::string whatBecame = "; what became of it: systemctl status " + unit;
+  auto asked = Clock::now(), answered = asked;
   while (!ended.wait_until(lock, std::min(Clock::now() + look, kill.value_or(Clock::time_point::max())),
                            isEnded)) {
-    if (loop_->isBroken())
-      throw Error(unit + ": the system bus went away; what became of it: systemctl status " + unit);
-    if (!kill || Clock::now() < *kill) continue;
-    kill.reset();
+    if (loop_->isBroken()) throw Error(unit + ": the system bus went away" + whatBecame);
     lock.unlock();
-    proxy->callMethod("KillUnit")
-        .onInterface(managerInterface)
-        .withArguments(unit, "all", std::int32_t{SIGKILL});
+    if (kill && Clock::now() >= *kill) {
+      kill.reset();
+      proxy->callMethod("KillUnit")
+          .onInterface(managerInterface)
+          .withArguments(unit, "all", std::int32_t{SIGKILL});
+    }
+    const auto state = Clock::now() - asked < ask ? std::nullopt : std::optional(lookAtJob(*bus_, job));
     lock.lock();
+    if (!state) continue;
+    asked = Clock::now();
+    if (*state != JobIs::unknown) answered = asked;
+    if (asked - answered > patience) throw Error(unit + ": systemd does not answer" + whatBecame);
+    if (*state != JobIs::gone) continue;
+    // What it sent before that answer may be on its way to the handler.
+    if (ended.wait_for(lock, look, isEnded)) break;
+    lock.unlock();
+    const auto active = activeState(unit);
+    const bool down = active == "inactive" || active == "failed";
+    if (method == "StopUnit" ? down : active == "active") return;
+    throw Error(unit + ": systemd lost the job when it was executed anew" + whatBecame);
   }
   const std::string result = results.at(job);
   lock.unlock();

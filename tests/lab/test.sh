@@ -144,7 +144,7 @@ attackPart() {
 }
 suitePart() {
   local suite=/srv/agentmachine/tests/lab/suites/$1 status=0
-  $here/vm.py run "$suite" </dev/null 2>&1 || status=$?
+  $here/vm.py run "$suite" "${@:2}" </dev/null 2>&1 || status=$?
   # This one cuts the power, which ends the command with 125, and looks again after the boot.
   [[ $1 == reboot && $status -eq 125 ]] || return $status
   up
@@ -217,4 +217,43 @@ testParts() {
   done
   echo "$passed passed, $failed failed"
   [[ $failed -eq 0 ]]
+}
+
+# reliability [SIZE=N…]: the suites of which ./lab test runs a sample, in full or in these sizes; their output and how long
+# each took, with the revision, in tests/reliability.txt.
+reliability() {
+  local word name line revision status=0 start out=$LAB_STATE/reliability
+  local -A size=([points]=all [events]=5 [processes]=50 [seconds]=300 [ports]=1023 [machines]=20 [cycles]=1000)
+  for word in "$@"; do
+    name=${word%%=*}
+    [[ ${size[$name]-} && ($word =~ =[0-9]+$ || $word == points=all) ]] || die "\"$word\" is none of: $(printf '%s=N ' "${!size[@]}" | sort)"
+    size[$name]=${word#*=}
+  done
+  up
+  # As it is now: what is edited while this runs is not what ran.
+  revision=$(git -c safe.directory=/src -C /src rev-parse --short HEAD)
+  [[ -z $(git -c safe.directory=/src -C /src status --porcelain -- ':!tests/reliability.txt') ]] || revision+=-dirty
+  {
+    echo "# revision $revision, $(if [[ -e /cache/no-kvm || ! -e /dev/kvm ]]; then echo emulated; else echo "by KVM"; fi), $(nproc) processors outside"
+    echo "# ./lab reliability$(for name in points events processes seconds ports machines cycles; do printf ' %s=%s' $name "${size[$name]}"; done)"
+  } | tee "$out"
+  while read -r word line; do
+    read -ra line <<<"$line"
+    echo "## ${line[*]}"
+    [[ $word != 0 ]] || { echo "# left out"; continue; }
+    start=$SECONDS
+    up
+    suitePart "${line[@]}" </dev/null || { [[ $? -lt 2 ]] || echo "not ok ${line[0]} - ended early"; }
+    echo "# took $((SECONDS - start)) s"
+  done <<END 2>&1 | tee -a "$out"
+${size[seconds]} concurrency ${size[processes]} ${size[seconds]}s
+${size[machines]} reboot ${size[machines]}
+${size[ports]} pools full
+${size[cycles]} soak ${size[cycles]}
+${size[points]} kill-points all ${size[points]} ${size[events]}
+END
+  if grep -q '^not ok ' "$out"; then status=1; fi
+  echo "$(grep -c '^ok ' "$out" || :) passed, $(grep -c '^not ok ' "$out" || :) failed" | tee -a "$out"
+  cp "$out" /src/tests/reliability.txt
+  return $status
 }

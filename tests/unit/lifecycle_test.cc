@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "plan/plan.h"
 #include "plan/repair.h"
 #include "system/run_record.h"
 #include "util/error.h"
@@ -232,6 +233,65 @@ TEST(Repair, TakesAwayWhatNoMachineHas) {
   for (const char* kept :
        {"stop systemd-nspawn@agent-gone", "/run/machines/agent-gone", "agent-gone.nspawn", "gone.service.d"})
     EXPECT_EQ(text.find(kept + std::string("\n")), std::string::npos) << kept;
+}
+
+/// What `act` says when it fails.
+std::string refusal(auto&& act) {
+  try {
+    act();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Records, ThatADiskSpoiltAreNamedAndKeepNobodyFromAnythingElse) {
+  std::string state = testing::TempDir() + "recordsXXXXXX";
+  ASSERT_TRUE(mkdtemp(state.data()));
+  for (const char* spoilt : {"", "{", "null", "[]", R"({"invocation": 7})", "\xff"}) {
+    writeFileAtomically(state + "/run.json", spoilt, 0600);
+    writeFileAtomically(state + "/end.json", spoilt, 0600);
+    writeFileAtomically(state + "/stop.json", spoilt, 0600);
+    EXPECT_TRUE(refusal([&] { readRunRecord(state); })
+                    .starts_with("read " + state +
+                                 "/run.json: it is damaged; the next start that somebody asks for writes it "
+                                 "anew: "))
+        << spoilt;
+    EXPECT_TRUE(
+        refusal([&] { readEndRecord(state); }).starts_with("read " + state + "/end.json: it is damaged"))
+        << spoilt;
+    EXPECT_EQ(takeStopReason(state), std::nullopt) << spoilt;
+    EXPECT_EQ(readFileIfExists(state + "/stop.json", 1), std::nullopt) << spoilt;
+  }
+}
+
+TEST(Pools, AreToldToBeEmpty) {
+  const auto gives = [](unsigned prefixLength, std::uint32_t ranges, std::uint32_t machines) {
+    Host host{.images = {"sha256-" + std::string(64, '1')}};
+    host.settings.prefixLength = prefixLength;
+    host.settings.uidRanges = ranges;
+    const auto card = [](const std::string& id) {
+      return Card{.id = AgentId::parse(id).value(),
+                  .workspace = AbsolutePath::parse("/mnt/agents/" + id).value()};
+    };
+    for (std::uint32_t n = 0; n < machines; ++n) {
+      const auto id = "m" + std::to_string(n);
+      host.machines.emplace(id, Machine{card(id),
+                                        {.address = {host.settings.gateway.value + 1 + n},
+                                         .uidBase = host.settings.uidBase + n * uidRangeSize}});
+    }
+    host.workspaces = {{"/mnt/agents/new", {.idmappable = true}}};
+    return refusal([&] { planCreate(card("new"), host); });
+  };
+  EXPECT_EQ(gives(29, 9, 4), "");
+  EXPECT_EQ(
+      gives(29, 9, 5),
+      "all 5 addresses of the bridge's network 10.213.0.0/29 are taken: remove machines, or give `address` "
+      "in agentmachine.conf a shorter prefix");
+  EXPECT_EQ(gives(24, 3, 2), "");
+  EXPECT_EQ(
+      gives(24, 3, 3),
+      "all 3 ranges of user ids are taken: remove machines, or raise `uid_ranges` in agentmachine.conf");
 }
 
 }  // namespace
