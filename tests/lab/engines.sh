@@ -70,15 +70,8 @@ judge() {
   check "$prefix-listed" is "$(found listed)" 'hello from files.demo.test'
   check "$prefix-nothing-around-the-proxy" is "$(sed -n 's/^around-//p' "$place/found" | grep -v ' none$' || :)" ''
   check "$prefix-looked-around" matches "$(grep -c '^around-' "$place/found")" '^[3-9]$'
-<<<<<<< HEAD
-  check "$prefix-no-namespace-of-its-own" matches "$(found nested-namespace)" 'not permitted|No space left'
   check "$prefix-sees-its-own-processes" matches "$(found processes)" '^1?[0-9]$'
   check "$prefix-memory-below-the-limit" is "$(found memory-below)" held
-  check "$prefix-processes-are-limited" matches "$(found processes-started)" '^[1-9][0-9]?$'
-=======
-  check "$prefix-sees-its-own-processes" matches "$(found processes)" '^1?[0-9]$'
-  check "$prefix-memory-below-the-limit" is "$(found memory-below)" held
->>>>>>> b5cc40c5acbcf3e9a2cce016edb7fb3271355209
   check "$prefix-programs-run-in-tmp" is "$(found tmp-runs)" yes
 }
 
@@ -107,12 +100,9 @@ inAgent() {
     "/proc/$3/root/"
 }
 
-<<<<<<< HEAD
-=======
 # judgeProcesses PREFIX: that there can't be more than the card says, where the engine keeps that.
 judgeProcesses() { check "$1-processes-are-limited" matches "$(found processes-started)" '^[1-9][0-9]?$'; }
 
->>>>>>> b5cc40c5acbcf3e9a2cce016edb7fb3271355209
 # keyIsOutside PREFIX CGROUP PID: with searches that find something.
 keyIsOutside() {
   keyIsAbsent() { if inAgent "$(cat /run/lab-provider/api-key)" "$1" "$2"; then echo "the key is inside"; return 1; fi; }
