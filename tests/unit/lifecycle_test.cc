@@ -267,7 +267,7 @@ TEST(Records, ThatADiskSpoiltAreNamedAndKeepNobodyFromAnythingElse) {
 
 TEST(Pools, AreToldToBeEmpty) {
   const auto gives = [](unsigned prefixLength, std::uint32_t ranges, std::uint32_t machines) {
-    Host host{.images = {"sha256-" + std::string(64, '1')}};
+    Host host{.images = {{.digest = "sha256-" + std::string(64, '1'), .packages = {}}}};
     host.settings.prefixLength = prefixLength;
     host.settings.uidRanges = ranges;
     const auto card = [](const std::string& id) {
