@@ -49,9 +49,9 @@ TEST(Metrics, AreWhatPrometheusReads) {
                           .readBytes = 8192,
                           .writtenBytes = 16384};
   addRequest(metrics, "ada", "proxy", "listed", 200, "pypi.org:443");
-  addRequest(metrics, "ada", "proxy", "listed", 200, "GET,HEAD .debian.org:80,443");
+  addRequest(metrics, "ada", "proxy", "listed", 200, "GET,HEAD .debian.org:80");
   addRequest(metrics, "ada", "proxy", "host-not-listed", 407);
-  addRequest(metrics, "ada", "proxy", "method-not-listed", 403, "GET,HEAD .debian.org:80,443");
+  addRequest(metrics, "ada", "proxy", "method-not-listed", 403, "GET,HEAD .debian.org:80");
   addRequest(metrics, "ada", "proxy", "not-a-host-name", 407);
   addRequest(metrics, "ada", "broker", "provider", 200);
   addRequest(metrics, "ada", "broker", "provider", 503);

@@ -92,7 +92,7 @@ TEST(Metrics, HostsAreOfFewClasses) {
     return hostClass(record);
   };
   EXPECT_EQ(classOf("proxy", "listed", "example.org:443"), "exact");
-  EXPECT_EQ(classOf("proxy", "method-not-listed", "GET,HEAD example.org:80,443"), "exact");
+  EXPECT_EQ(classOf("proxy", "method-not-listed", "GET,HEAD example.org:80"), "exact");
   EXPECT_EQ(classOf("proxy", "private-address", ".example.org:443"), "wildcard");
   EXPECT_EQ(classOf("proxy", "host-not-listed", ""), "unlisted");
   EXPECT_EQ(classOf("proxy", "not-a-host-name", ""), "none");
