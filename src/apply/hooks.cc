@@ -312,8 +312,11 @@ void proveImage(const Settings& settings, const Machine& machine, bool server, S
   if (!run || run->image != image) return;
   const auto deadline = monotonicNow() + (server ? serverTime : goesOn);
   for (; monotonicNow() < deadline; std::this_thread::sleep_for(step)) {
-    // It ended; the release hook is told how.
-    if (kill(run->leader, 0) < 0) return;
+    if (kill(run->leader, 0) < 0) {
+      if (server) throw Error(std::format("opencode ended before it listened, with image {}", image));
+      // A command that is done, or failed; the release hook is told how.
+      return;
+    }
     if (server && listens(run->leader, serverPort))
       return settleImage(settings, machine, image, true, systemd);
   }

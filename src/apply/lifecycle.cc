@@ -45,7 +45,7 @@ void renderAsRead(const Settings& settings, const Machine& machine, Systemd& sys
 /// The last lines of a unit's present or last run, indented, for an error message.
 std::string journalTail(const std::string& unit) {
   const auto id = trim(runProcess({"systemctl", "show", "--value", "--property=InvocationID", unit}).output);
-  std::vector<std::string> command = {"journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=8"};
+  std::vector<std::string> command = {"journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=12"};
   command.push_back(id.empty() ? "_SYSTEMD_UNIT=" + unit : "_SYSTEMD_INVOCATION_ID=" + id);
   if (!id.empty()) command.insert(command.end(), {"+", "INVOCATION_ID=" + id});
   std::string text;
