@@ -19,8 +19,8 @@ namespace agentmachine {
 namespace {
 
 /// A hook of one machine's unit.
-CLI::App* addMachineHook(CLI::App& hook, const std::string& name, const std::string& help,
-                         const std::function<void(const Settings&, const Machine&)>& act) {
+void addMachineHook(CLI::App& hook, const std::string& name, const std::string& help,
+                    const std::function<void(const Settings&, const Machine&)>& act) {
   auto* command = hook.add_subcommand(name, help);
   auto id = std::make_shared<std::string>();
   command->add_option("ID", *id, "agent id")->required();
@@ -28,7 +28,21 @@ CLI::App* addMachineHook(CLI::App& hook, const std::string& name, const std::str
     const Settings settings = readSettings();
     act(settings, findMachine(settings, *id));
   });
-  return command;
+}
+
+void addAttachHook(CLI::App& hook) {
+  auto* command = hook.add_subcommand("attach", "ExecStartPost= of a machine");
+  auto id = std::make_shared<std::string>();
+  auto server = std::make_shared<bool>(false);
+  command->add_option("ID", *id, "agent id")->required();
+  command->add_flag("--server", *server, "its payload is opencode's server");
+  command->callback([id, server] {
+    const Settings settings = readSettings();
+    const Machine machine = findMachine(settings, *id);
+    Systemd systemd;
+    connectMachine(settings, machine, systemd);
+    proveImage(settings, machine, *server, systemd);
+  });
 }
 
 std::string variable(const char* name) {
@@ -46,14 +60,7 @@ void addHookCommand(CLI::App& app) {
                    Systemd systemd;
                    prepareMachine(settings, machine, variable("INVOCATION_ID"), systemd);
                  });
-  auto server = std::make_shared<bool>(false);
-  addMachineHook(*hook, "attach", "ExecStartPost= of a machine",
-                 [server](const Settings& settings, const Machine& machine) {
-                   Systemd systemd;
-                   connectMachine(settings, machine, systemd);
-                   proveImage(settings, machine, *server, systemd);
-                 })
-      ->add_flag("--server", *server, "its payload is opencode's server");
+  addAttachHook(*hook);
   addMachineHook(*hook, "release", "ExecStopPost= of a machine",
                  [](const Settings& settings, const Machine& machine) {
                    releaseMachine(settings, machine,

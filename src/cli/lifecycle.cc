@@ -204,8 +204,9 @@ void addRepairCommand(CLI::App& app) {
   command->callback([dryRun] {
     requireRoot("repair");
     Systemd systemd;
-    repairMachines(readSettings(), systemd, *dryRun,
-                   [](const std::string& line) { std::cout << printable(line) << std::endl; });
+    repairMachines(readSettings(), systemd, *dryRun, [](const std::string& line) {
+      std::cout << printable(line) << "\n" << std::flush;
+    });
   });
 }
 

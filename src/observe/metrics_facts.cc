@@ -98,12 +98,13 @@ Metrics readMetrics(const Settings& settings, Systemd& systemd) {
   constexpr auto proxy = "agentmachine-proxy.service";
   Metrics metrics{.machines = listMachines(settings, systemd)};
   for (const auto& status : metrics.machines) {
-    const auto& [card, allocation] = status.machine;
-    if (status.state == MachineState::running) metrics.usage[card.id.str()] = usageOf(status.machine.name());
+    const Machine& machine = status.machine;
+    const std::string& id = machine.card.id.str();
+    if (status.state == MachineState::running) metrics.usage[id] = usageOf(machine.name());
     // A file that a fault of the disk spoilt hides no more than itself.
     orWarn([&] {
-      if (const auto starts = readStartTimes(machinePaths(settings, card.id, allocation.address).state))
-        metrics.starts[card.id.str()] = *starts;
+      const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+      if (const auto starts = readStartTimes(paths.state)) metrics.starts[id] = *starts;
     });
   }
   orWarn([&] {
