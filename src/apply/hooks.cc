@@ -311,6 +311,7 @@ void proveImage(const Settings& settings, const Machine& machine, bool server, S
   const auto run = readRunRecord(machinePaths(settings, machine.card.id, machine.allocation.address).state);
   if (!run || run->image != image) return;
   const auto deadline = monotonicNow() + (server ? serverTime : goesOn);
+  // Looked at again and again: the kernel tells nobody when a program in another network begins to listen.
   for (; monotonicNow() < deadline; std::this_thread::sleep_for(step)) {
     if (kill(run->leader, 0) < 0) {
       if (server) throw Error(std::format("opencode ended before it listened, with image {}", image));
