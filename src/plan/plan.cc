@@ -261,6 +261,16 @@ struct Describe {
   }
 };
 
+/// Where systemd tells journald of a unit's LogExtraFields=. systemd 257 leaves it there when the unit is
+/// gone: the name would stay in /run for each agent that there ever was.
+std::string extraFields(std::string_view unit) {
+  return std::format("/run/systemd/units/log-extra-fields:{}", unit);
+}
+
+/// The service that a transient unit of this name starts.
+std::string serviceOf(std::string_view unit) {
+  return std::format("{}.service", unit.substr(0, unit.rfind('.')));
+}
 }  // namespace
 
 std::string imageTree(const Settings& settings, const std::string& digest) {
@@ -407,6 +417,10 @@ Plan planRemove(const Machine& machine, const Settings& settings, bool removeWor
       Remove{"/run/systemd/system/" + machine.name().unit() + ".d"},
       Remove{paths.policy},
       Remove{paths.runtime},
+      Remove{extraFields(machine.name().unit())},
+      Remove{extraFields(serviceOf(paths.keyWatch))},
+      Remove{extraFields(serviceOf(paths.ttlTimer))},
+      Remove{extraFields(serviceOf(paths.idleTimer))},
   };
   const std::string& workspace = machine.card.workspace.str();
   // Before the machine's id is another's: a kept workspace belongs to no project any more.
