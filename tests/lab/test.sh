@@ -230,41 +230,47 @@ testParts() {
   [[ $failed -eq 0 ]]
 }
 
-# reliability [SIZE=N…]: the suites of which ./lab test runs a sample, in full or in these sizes; their output and how long
-# each took, with the revision, in tests/reliability.txt.
+# reliability [SUITE…] [SIZE=N…]: the suites of which ./lab test runs a sample, in full or in these sizes. What each printed
+# and how long it took is kept in tests/reliability/, with the revision; kill-points by command, for it takes hours.
 reliability() {
-  local word name line revision status=0 start out=$LAB_STATE/reliability
+  local word name revision line out start status=0
   local -A size=([points]=all [events]=5 [processes]=50 [seconds]=300 [ports]=1023 [machines]=20 [cycles]=1000)
+  local -A arguments
+  local suites=(concurrency reboot pools soak) commands=(create start stop rm allow ttl repair prepare attach release) named=()
+  for name in "${commands[@]}"; do suites+=("kill-points-$name"); done
   for word in "$@"; do
-    name=${word%%=*}
-    [[ ${size[$name]-} && ($word =~ =[0-9]+$ || $word == points=all) ]] || die "\"$word\" is none of: $(printf '%s=N ' "${!size[@]}" | sort)"
-    size[$name]=${word#*=}
+    if [[ $word == kill-points ]]; then
+      named+=("${commands[@]/#/kill-points-}")
+    elif [[ " ${suites[*]} " == *" $word "* ]]; then
+      named+=("$word")
+    else
+      name=${word%%=*}
+      [[ ${size[$name]-} && ($word =~ =[1-9][0-9]*$ || $word == points=all) ]] ||
+        die "\"$word\" is neither of kill-points ${suites[*]} nor of $(printf '%s=N ' "${!size[@]}")"
+      size[$name]=${word#*=}
+    fi
   done
+  [[ ${#named[@]} -gt 0 ]] || named=("${suites[@]}")
+  arguments=([concurrency]="${size[processes]} ${size[seconds]}s" [reboot]=${size[machines]} [soak]=${size[cycles]}
+    [pools]="full ${size[ports]}")
+  for name in "${commands[@]}"; do arguments[kill-points-$name]="$name ${size[points]} ${size[events]}"; done
   up
   # As it is now: what is edited while this runs is not what ran.
   revision=$(git -c safe.directory=/src -C /src rev-parse --short HEAD)
-  [[ -z $(git -c safe.directory=/src -C /src status --porcelain -- ':!tests/reliability.txt') ]] || revision+=-dirty
-  {
-    echo "# revision $revision, $(if [[ -e /cache/no-kvm || ! -e /dev/kvm ]]; then echo emulated; else echo "by KVM"; fi), $(nproc) processors outside"
-    echo "# ./lab reliability$(for name in points events processes seconds ports machines cycles; do printf ' %s=%s' $name "${size[$name]}"; done)"
-  } | tee "$out"
-  while read -r word line; do
-    read -ra line <<<"$line"
-    echo "## ${line[*]}"
-    [[ $word != 0 ]] || { echo "# left out"; continue; }
-    start=$SECONDS
+  [[ -z $(git -c safe.directory=/src -C /src status --porcelain -- ':!tests/reliability') ]] || revision+=-dirty
+  for name in "${named[@]}"; do
+    start=$SECONDS out=$LAB_STATE/reliability-$name.txt
+    read -ra line <<<"${arguments[$name]}"
     up
-    suitePart "${line[@]}" </dev/null || { [[ $? -lt 2 ]] || echo "not ok ${line[0]} - ended early"; }
-    echo "# took $((SECONDS - start)) s"
-  done <<END 2>&1 | tee -a "$out"
-${size[seconds]} concurrency ${size[processes]} ${size[seconds]}s
-${size[machines]} reboot ${size[machines]}
-${size[ports]} pools full
-${size[cycles]} soak ${size[cycles]}
-${size[points]} kill-points all ${size[points]} ${size[events]}
-END
-  if grep -q '^not ok ' "$out"; then status=1; fi
-  echo "$(grep -c '^ok ' "$out" || :) passed, $(grep -c '^not ok ' "$out" || :) failed" | tee -a "$out"
-  cp "$out" /src/tests/reliability.txt
+    {
+      echo "# ${name%"-${line[0]}"} ${line[*]}"
+      echo "# revision $revision, $(if [[ -e /cache/no-kvm || ! -e /dev/kvm ]]; then echo emulated; else echo "by KVM"; fi), $(nproc) processors outside"
+      suitePart "${name%"-${line[0]}"}" "${line[@]}" </dev/null || { [[ $? -lt 2 ]] || echo "not ok $name - ended early"; }
+      echo "# took $((SECONDS - start)) s"
+    } 2>&1 | tee "$out"
+    mkdir -p /src/tests/reliability
+    cp "$out" "/src/tests/reliability/$name.txt"
+    ! grep -q '^not ok ' "$out" || status=1
+  done
   return $status
 }
