@@ -1,6 +1,5 @@
 #include "system/idmap.h"
 
-#include <csignal>
 #include <filesystem>
 #include <format>
 #include <fstream>
@@ -24,25 +23,28 @@ namespace {
 /// A user namespace with these maps (user_namespaces(7)), for a mount to take them from; empty if the kernel
 /// gives none.
 Fd userNamespace(const std::string& uidMap, const std::string& gidMap) {
-  Pipe ready = makePipe();
+  Pipe ready = makePipe(), done = makePipe();
   const pid_t child = fork();
   if (child == 0) {
-    if (unshare(CLONE_NEWUSER) == 0) (void)!write(ready.write.get(), "x", 1);
-    pause();
+    char byte = 0;
+    done.write.reset();
+    if (unshare(CLONE_NEWUSER) == 0 && write(ready.write.get(), "x", 1) == 1)
+      // Its end is ours: were we killed now, a child that stays would hold the locks that we held.
+      (void)!read(done.read.get(), &byte, 1);
     _exit(0);
   }
   if (child < 0) return {};
   ready.write.reset();
   char byte = 0;
   Fd space;
-  // Its end before the byte means that unshare failed, and the child waits to be killed all the same.
+  // No byte: unshare failed.
   if (read(ready.read.get(), &byte, 1) == 1) {
     const std::filesystem::path process = "/proc/" + std::to_string(child);
     const bool mapped = static_cast<bool>(std::ofstream(process / "uid_map") << uidMap << std::flush) &&
                         static_cast<bool>(std::ofstream(process / "gid_map") << gidMap << std::flush);
     if (mapped) space = Fd{open((process / "ns/user").c_str(), O_RDONLY | O_CLOEXEC)};
   }
-  kill(child, SIGKILL);
+  done.write.reset();
   waitpid(child, nullptr, 0);
   return space;
 }
