@@ -205,7 +205,7 @@ let
       ) machines
     )
   );
-  imageWith = chosen: (import ./image.nix { inherit pkgs chosen; extraPackages = cfg.image.packages; }).tarball;
+  imageWith = chosen: (import ./image.nix { inherit pkgs chosen; extraPackages = cfg.image.packages; }).tree;
   images = [ cfg.image.rootfs ] ++ map imageWith choices;
 
   inStore = path: lib.hasPrefix builtins.storeDir path;
@@ -295,9 +295,9 @@ in
       };
       rootfs = mkOption {
         type = types.package;
-        default = (import ./image.nix { inherit pkgs; extraPackages = cfg.image.packages; }).tarball;
+        default = (import ./image.nix { inherit pkgs; extraPackages = cfg.image.packages; }).tree;
         defaultText = lib.literalExpression "the image from nix/image.nix with image.packages";
-        description = "The tarball of the root file system that new machines get, as `agentmachine image import` takes it.";
+        description = "The root file system that new machines get, as `agentmachine image import` takes it: a directory, used where it is, or a tarball.";
       };
     };
 
@@ -507,13 +507,16 @@ in
         documentation = [ "man:agentmachine(1)" ];
         wantedBy = [ "multi-user.target" ];
         after = [ "systemd-tmpfiles-setup.service" ];
-        path = [ cfg.package ];
+        path = [
+          cfg.package
+          config.nix.package
+        ];
         serviceConfig = {
           Type = "oneshot";
           RemainAfterExit = true;
           StateDirectory = "agentmachine";
         };
-        # Unpacked once for each image there ever is, not at each boot.
+        # Once for each image there ever is, not at each boot: the one imported last is what new machines get.
         script = ''
           last=$STATE_DIRECTORY/image-of-nixos
           [ "$(cat "$last" 2>/dev/null)" != "${toString images}" ] || exit 0

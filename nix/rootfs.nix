@@ -1,6 +1,7 @@
 # The root file system of every machine, from packages that the caller chooses: nixpkgs' (./default.nix) or pinned
-# Debian ones (../images). Outputs: `tarball` (what `agentmachine image import` takes), `tree` (the same as a
-# directory, to look at), `squashfs` (the same as one file), `manifest` (every executable in it), `closure` (its store paths), `packages`.
+# Debian ones (../images). Outputs: `tree` (a directory, what machines of a host with Nix run from), `tarball` (the same for
+# `agentmachine image import` elsewhere), `squashfs` (the same as one file), `manifest` (every executable in it), `closure`
+# (its store paths), `packages`.
 {
   runCommand,
   closureInfo,

@@ -64,6 +64,16 @@ void checkGuards(const Settings& settings, const Machine& machine, Systemd& syst
     throw Error("the filtering proxy is not running: systemctl status agentmachine-proxy");
 }
 
+/// systemd-nspawn --private-users=pick takes ranges out of the same numbers, and knows only those of machines
+/// that run.
+void checkUsers(const Machine& machine, Machined& machined) {
+  const std::uint32_t first = machine.allocation.uidBase;
+  const auto other = machined.machineOfUser(first);
+  if (other && *other != machine.name().str())
+    throw Error(std::format("machine {} has its users, {}-{}: stop that one first (machinectl stop {})",
+                            *other, first, first + uidRangeSize - 1, *other));
+}
+
 /// The limit is there before anything can be written, whatever was done to directory and mounts since
 /// `create`.
 void checkWorkspaceLimit(const Settings& settings, const Machine& machine, int directory) {
@@ -255,7 +265,9 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   checkGuards(settings, machine, systemd);
   // The last one, if it was killed: this is the unit's start, so nothing of it runs.
-  Machined(systemd.bus()).forget(machine.name().str(), machine.name().unit());
+  Machined machined(systemd.bus());
+  machined.forget(machine.name().str(), machine.name().unit());
+  checkUsers(machine, machined);
   const uid_t agent = machine.allocation.uidBase + agentUid;
   // Opened once: what was judged is what is mounted.
   const Fd workspace = openWorkspace(machine.card.workspace.str());

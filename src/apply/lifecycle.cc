@@ -263,6 +263,7 @@ void repairMachines(const Settings& settings, Systemd& systemd, bool dryRun,
     found = lookAt(pathsToLookAt(host, remains));
   }
   std::string failures;
+  for (const auto& [id, why] : host.unreadable) failures += "\n  " + why;
   // Each by itself: one that can't be done undoes no other.
   const auto mend = [&](const Plan& plan) {
     for (const auto& action : plan) {
@@ -300,7 +301,7 @@ void bringMachinesBack(const Settings& settings, Systemd& systemd,
     }
   }
   if (!std::filesystem::exists(bootedMark(settings))) {
-    for (const auto& [id, machine] : readMachines(settings)) {
+    for (const auto& [id, machine] : readMachineRecords(settings).machines) {
       try {
         if (machine.card.autostart) systemd.enqueueStart(machine.name().unit());
       } catch (const Error& cause) {

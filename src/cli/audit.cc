@@ -26,7 +26,7 @@ struct Options {
 
 /// By id or machine's name; of machines that were removed, too.
 AgentId agentOf(const std::string& idOrName) {
-  for (const auto& [id, machine] : readMachines(readSettings()))
+  for (const auto& [id, machine] : readMachineRecords(readSettings()).machines)
     if (id == idOrName || machine.name().str() == idOrName) return machine.card.id;
   auto id = AgentId::parse(idOrName);
   if (!id) throw Error(inQuotes(idOrName) + " is no agent id: " + id.error());

@@ -55,21 +55,22 @@ FileLock lockState(const Settings& settings) {
   return FileLock(settings.runtimeDirectory + "/lock/state");
 }
 
-void importTarball(const Settings& settings, const std::string& path, std::uint64_t maxMib) {
-  const bool standardInput = path == "-";
-  const Fd file{standardInput ? dup(STDIN_FILENO) : open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-  if (!file) throw errnoError("import " + path);
+/// Prints the digest of what is at `path`: a tree in the Nix store, or a tarball.
+void importImage(const Settings& settings, const std::string& path, std::uint64_t maxMib) {
   const auto image = inContext("import " + path, [&] {
+    auto store = openStore(settings);
+    if (std::filesystem::is_directory(path)) return store.importStorePath(path);
+    const Fd file{path == "-" ? dup(STDIN_FILENO) : open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+    if (!file) throw errnoError("open it");
     Progress progress("importing the image");
-    return openStore(settings).import(
-        file.get(), {.bytes = maxMib << 20},
-        [&](std::uint64_t done, std::uint64_t total) { progress.update(done, total); });
+    return store.import(file.get(), {.bytes = maxMib << 20},
+                        [&](std::uint64_t done, std::uint64_t total) { progress.update(done, total); });
   });
   std::cout << image.digest << "\n";
 }
 
 void addBuild(CLI::App& images) {
-  auto* command = images.add_subcommand("build", "build an image with Nix and import it");
+  auto* command = images.add_subcommand("build", "build an image with Nix and use it from its store");
   auto source = std::make_shared<ImageSource>();
   command->add_option("--packages", source->packages, "nixpkgs, or debian: pinned Debian packages")
       ->check(CLI::IsMember({"nixpkgs", "debian"}))
@@ -87,18 +88,21 @@ void addBuild(CLI::App& images) {
   command->add_option("--npm-registry", source->npmRegistry, "URL of an npm registry instead of npm's");
   command->callback([source] {
     requireRoot("image build");
-    const auto tarball =
+    const auto tree =
         buildImage(AGENTMACHINE_DATADIR "/images/build", *source, spdlog::should_log(spdlog::level::debug));
-    importTarball(readSettings(), tarball.string(), UnpackLimits{}.bytes >> 20);
+    importImage(readSettings(), tree, UnpackLimits{}.bytes >> 20);
   });
 }
 
 void addImport(CLI::App& images) {
-  auto* command =
-      images.add_subcommand("import", "import the tarball of a root file system and print its digest");
+  auto* command = images.add_subcommand("import", "import a root file system and print its digest");
   auto path = std::make_shared<std::string>();
   auto maxMib = std::make_shared<std::uint64_t>(UnpackLimits{}.bytes >> 20);
-  command->add_option("TARBALL", *path, "tar, plain or compressed with gzip, xz or zstd; - is standard input")
+  command
+      ->add_option(
+          "PATH", *path,
+          "tar, plain or compressed with gzip, xz or zstd; - is standard input; or a directory in the Nix "
+          "store, which is not copied")
       ->required();
   command->add_option("--max-size", *maxMib, "refuse more than this when unpacked, in MiB")
       ->type_name("MIB")
@@ -106,7 +110,7 @@ void addImport(CLI::App& images) {
       ->capture_default_str();
   command->callback([path, maxMib] {
     requireRoot("image import");
-    importTarball(readSettings(), *path, *maxMib);
+    importImage(readSettings(), *path, *maxMib);
   });
 }
 
@@ -118,7 +122,8 @@ void addList(CLI::App& images) {
     requireRoot("image ls");
     const Settings settings = readSettings();
     auto users = imageUsers(settings);
-    const auto list = openStore(settings).list();
+    const auto store = openStore(settings);
+    const auto list = store.list();
     if (*json) {
       auto array = nlohmann::ordered_json::array();
       for (const auto& image : list)
@@ -127,6 +132,7 @@ void addList(CLI::App& images) {
                          {"opencode_version", image.opencodeVersion},
                          {"packages", image.packages},
                          {"size_bytes", image.bytes},
+                         {"store_path", store.storePath(image).string()},
                          {"imported", std::format("{:%FT%TZ}", image.imported)},
                          {"machines", users[image.digest]}});
       std::cout << array.dump(2) << "\n";

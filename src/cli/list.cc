@@ -111,20 +111,23 @@ void addListCommand(CLI::App& app) {
     requireRoot("ls");
     const Settings settings = readSettings();
     Systemd systemd;
-    const auto statuses = listMachines(settings, systemd);
+    const auto list = listMachines(settings, systemd);
     if (*json) {
       auto array = nlohmann::ordered_json::array();
-      for (const auto& status : statuses) array.push_back(toJson(status));
+      for (const auto& status : list.machines) array.push_back(toJson(status));
       std::cout << array.dump(2) << "\n";
-      return;
-    }
-    if (statuses.empty()) {
+    } else if (!list.machines.empty()) {
+      std::vector<std::vector<std::string>> rows;
+      for (const auto& status : list.machines) rows.push_back(tableRow(status));
+      printTable({"ID", "STATE", "ADDRESS", "MEMORY", "TASKS", "TTL", "SINCE", "LAST END", "WORKSPACE"},
+                 rows);
+    } else if (list.unreadable.empty()) {
       std::cerr << "no machines; `agentmachine create CARD` makes one\n";
-      return;
     }
-    std::vector<std::vector<std::string>> rows;
-    for (const auto& status : statuses) rows.push_back(tableRow(status));
-    printTable({"ID", "STATE", "ADDRESS", "MEMORY", "TASKS", "TTL", "SINCE", "LAST END", "WORKSPACE"}, rows);
+    // What is there is told all the same.
+    std::string problems;
+    for (const auto& [id, why] : list.unreadable) problems += (problems.empty() ? "" : "\n") + why;
+    if (!problems.empty()) throw Error(problems);
   });
 }
 
@@ -139,7 +142,7 @@ void addShowCommand(CLI::App& app) {
     const Settings settings = readSettings();
     const Machine wanted = findMachine(settings, *id);
     Systemd systemd;
-    for (const auto& status : listMachines(settings, systemd)) {
+    for (const auto& status : listMachines(settings, systemd).machines) {
       if (status.machine.card.id != wanted.card.id) continue;
       if (!*json) return printDetails(status);
       auto object = toJson(status);

@@ -91,11 +91,12 @@ std::string_view toString(MachineState state) {
   return "";
 }
 
-std::vector<MachineStatus> listMachines(const Settings& settings, Systemd& systemd) {
+MachineList listMachines(const Settings& settings, Systemd& systemd) {
   std::map<std::string, UnitState> units;
   for (auto& unit : systemd.listUnits("systemd-nspawn@agent-*.service")) units.emplace(unit.name, unit);
-  std::vector<MachineStatus> statuses;
-  for (auto& [id, machine] : readMachines(settings)) {
+  auto records = readMachineRecords(settings);
+  MachineList list{.machines = {}, .unreadable = std::move(records.unreadable)};
+  for (auto& [id, machine] : records.machines) {
     const MachineName name = machine.name();
     const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
     const auto unit = units.find(name.unit());
@@ -130,9 +131,9 @@ std::vector<MachineStatus> listMachines(const Settings& settings, Systemd& syste
       status.ttlRemaining =
           std::max(std::chrono::seconds(0),
                    std::chrono::ceil<std::chrono::seconds>(*run->ttlDeadline - monotonicNow()));
-    statuses.push_back(std::move(status));
+    list.machines.push_back(std::move(status));
   }
-  return statuses;
+  return list;
 }
 
 }  // namespace agentmachine

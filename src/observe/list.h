@@ -2,6 +2,7 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -34,8 +35,12 @@ struct MachineStatus {
   std::string ending;                   ///< the same for people; "" if none ended
 };
 
-/// Every machine of the state, by id; running ones are those of systemd's units, and limits are read from
-/// cgroups.
-std::vector<MachineStatus> listMachines(const Settings& settings, Systemd& systemd);
+struct MachineList {
+  std::vector<MachineStatus> machines;            ///< by id
+  std::map<std::string, std::string> unreadable;  ///< those whose record can't be read, and why
+};
+
+/// Every machine of the state; running ones are those of systemd's units, and limits are read from cgroups.
+MachineList listMachines(const Settings& settings, Systemd& systemd);
 
 }  // namespace agentmachine

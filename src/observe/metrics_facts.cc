@@ -96,7 +96,9 @@ bool inPlace(const std::function<void()>& check) {
 
 Metrics readMetrics(const Settings& settings, Systemd& systemd) {
   constexpr auto proxy = "agentmachine-proxy.service";
-  Metrics metrics{.machines = listMachines(settings, systemd)};
+  auto list = listMachines(settings, systemd);
+  for (const auto& [id, why] : list.unreadable) spdlog::warn("{}", why);
+  Metrics metrics{.machines = std::move(list.machines)};
   for (const auto& status : metrics.machines) {
     const Machine& machine = status.machine;
     const std::string& id = machine.card.id.str();

@@ -1,6 +1,7 @@
 #include "plan/machine.h"
 
 #include <format>
+#include <limits>
 
 #include <nlohmann/json.hpp>
 
@@ -42,14 +43,17 @@ Allocation parseAllocation(std::string_view text) {
   try {
     const auto json = nlohmann::json::parse(text);
     if (const int version = json.at("version"); version > stateVersion)
-      throw Error(std::format("written by a newer agentmachine (state version {}, this one knows {})",
-                              version, stateVersion));
+      throw NewerState(std::format("written by a newer agentmachine (state version {}, this one knows {})",
+                                   version, stateVersion));
     const auto address = Ipv4::parse(json.at("address").get<std::string>());
     if (!address) throw Error("\"address\" is no IPv4 address");
+    const std::int64_t uidBase = json.at("uid_base");
+    if (uidBase <= 0 || uidBase > std::numeric_limits<std::uint32_t>::max() || uidBase % uidRangeSize != 0)
+      throw Error("\"uid_base\" begins no range of users");
     Allocation allocation{.image = json.at("image"),
                           .provenImage = {},
                           .address = *address,
-                          .uidBase = json.at("uid_base"),
+                          .uidBase = static_cast<std::uint32_t>(uidBase),
                           .project = json.value("project", std::uint32_t{0}),
                           .workspaceImage = json.value("workspace_image", false)};
     if (json.contains("proven_image")) allocation.provenImage = json.at("proven_image");

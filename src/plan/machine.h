@@ -10,6 +10,7 @@
 
 #include "card/card.h"
 #include "plan/host.h"
+#include "util/error.h"
 
 namespace agentmachine {
 
@@ -26,7 +27,13 @@ struct Allocation {
   bool operator==(const Allocation&) const = default;
 };
 
-/// machine.json of the state. Throws Error if it is not what toJson wrote, or newer than this program knows.
+/// A record that this program is too old for.
+struct NewerState : Error {
+  using Error::Error;
+};
+
+/// machine.json of the state. Throws Error if it is not what toJson wrote, NewerState if it is of a newer
+/// program.
 std::string toJson(const Allocation& allocation);
 Allocation parseAllocation(std::string_view json);
 

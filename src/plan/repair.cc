@@ -154,6 +154,8 @@ Plan planLeftovers(const Host& host, const Remains& remains, const FoundAt& foun
   const Settings& settings = host.settings;
   const Known known = knownOf(host, remains);
   Plan plan;
+  // It would all look left over.
+  if (!host.unreadable.empty()) return plan;
   // A key that is left can be used, and a machine without a state is bound to nothing.
   addOthers(remains, settings.runtimeDirectory + "/keys", known.runningAddresses, plan);
   for (const auto& name : remains.running)

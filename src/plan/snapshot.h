@@ -65,6 +65,7 @@ struct Host {
   std::string init;                                  ///< agentmachine-init
   std::vector<HostImage> images;                     ///< newest first
   std::map<std::string, Machine> machines;           ///< by id
+  std::map<std::string, std::string> unreadable;     ///< by id, too: why; nobody knows what these hold
   std::map<std::string, WorkspaceFacts> workspaces;  ///< by path
   Owner requester;                                   ///< whom a new workspace belongs to
   gid_t proxyGroup = 0;                              ///< group of Settings::proxyUser

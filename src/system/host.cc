@@ -1,6 +1,8 @@
 #include "system/host.h"
 
 #include <filesystem>
+#include <format>
+#include <utility>
 
 #include <fcntl.h>
 #include <grp.h>
@@ -72,25 +74,47 @@ std::optional<Machine> readMachine(const Settings& settings, const AgentId& id) 
     allocation = readFileIfExists(allocationPath, maxStateBytes);
   }
   if (!allocation) return std::nullopt;
-  // First: a newer program's card may have fields that this one would call misspelt.
-  auto parsed = inContext("read " + allocationPath.string(), [&] { return parseAllocation(*allocation); });
-  if (!card) throw Error("read " + cardPath.string() + ": No such file or directory");
+  const auto damaged = [&](const std::string& what) {
+    return Error(std::format(
+        "{}\n  put a copy of the file back, or give the machine up: `rm -r {}`, then `agentmachine repair`",
+        what, directory.string()));
+  };
+  Allocation parsed;
+  try {
+    // First: a newer program's card may have fields that this one would call misspelt.
+    parsed = parseAllocation(*allocation);
+  } catch (const NewerState& newer) {
+    throw Error("read " + allocationPath.string(), newer);
+  } catch (const Error& cause) {
+    throw damaged(Error("read " + allocationPath.string(), cause).what());
+  }
+  if (!card) throw damaged("read " + cardPath.string() + ": No such file or directory");
   auto checked = parseCard(*card, CardFormat::json);
-  if (!checked) throw Error(trim(describe(cardPath.string(), checked.error())));
+  if (!checked) throw damaged(trim(describe(cardPath.string(), checked.error())));
   return Machine{std::move(*checked), std::move(parsed)};
 }
 
-std::map<std::string, Machine> readMachines(const Settings& settings) {
-  std::map<std::string, Machine> machines;
+MachineRecords readMachineRecords(const Settings& settings) {
+  MachineRecords records;
   const fs::path directory = fs::path(settings.stateDirectory) / "machines";
   std::error_code absent;
   for (const auto& entry : fs::directory_iterator(directory, absent)) {
     // What is no id is a left-over of a killed `rm`.
     const auto id = AgentId::parse(entry.path().filename().string());
     if (!id) continue;
-    if (auto machine = readMachine(settings, *id)) machines.emplace(id->str(), std::move(*machine));
+    try {
+      if (auto machine = readMachine(settings, *id)) records.machines.emplace(id->str(), std::move(*machine));
+    } catch (const Error& cause) {
+      records.unreadable.emplace(id->str(), cause.what());
+    }
   }
-  return machines;
+  return records;
+}
+
+std::map<std::string, Machine> readMachines(const Settings& settings) {
+  auto records = readMachineRecords(settings);
+  if (!records.unreadable.empty()) throw Error(records.unreadable.begin()->second);
+  return std::move(records.machines);
 }
 
 WorkspaceFacts workspaceFacts(const Settings& settings, const AbsolutePath& workspace) {
@@ -118,11 +142,13 @@ WorkspaceFacts workspaceFacts(const Settings& settings, const AbsolutePath& work
 }
 
 Host snapshot(const Settings& settings, const std::vector<Card>& cards) {
+  auto records = readMachineRecords(settings);
   Host host{.settings = settings,
             .program = settings.program.value_or(AGENTMACHINE_BINARY),
             .init = settings.init.value_or(AGENTMACHINE_LIBEXECDIR "/agentmachine-init"),
             .images = {},
-            .machines = readMachines(settings),
+            .machines = std::move(records.machines),
+            .unreadable = std::move(records.unreadable),
             .workspaces = {},
             .requester = ownerOfNewWorkspaces(settings),
             .proxyGroup = proxyGroup(settings)};

@@ -1,5 +1,6 @@
 // Takes the snapshot of the host that a plan needs, and the machines' state from disk. Reads only.
 #pragma once
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,7 +15,14 @@ constexpr auto settingsPath = "/etc/agentmachine/agentmachine.conf";
 /// The settings; defaults if there is no file. Throws Error that lists every problem.
 Settings readSettings();
 
-/// Every machine in the state, by id. Throws Error that names the file if one can't be read.
+/// The machines in the state, by id.
+struct MachineRecords {
+  std::map<std::string, Machine> machines;
+  std::map<std::string, std::string> unreadable;  ///< why, with the file's name and what to do
+};
+MachineRecords readMachineRecords(const Settings& settings);
+
+/// For what must know of all machines. Throws Error if the record of one can't be read.
 std::map<std::string, Machine> readMachines(const Settings& settings);
 
 /// One machine of the state, or nothing.

@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 
 #include "plan/machine.h"
+#include "system/nix.h"
 #include "util/error.h"
 #include "util/fd.h"
 #include "util/file.h"
@@ -122,6 +123,26 @@ std::set<std::string> packagesIn(const Tree& tree) {
   return packages;
 }
 
+/// Throws Error if the tree is no image.
+Image describeTree(const fs::path& tree, const std::string& digest, std::uint64_t bytes) {
+  if (auto problems = imageProblems(tree); !problems.empty()) {
+    constexpr std::size_t shown = 5;
+    if (const auto count = problems.size(); count > shown) {
+      problems.resize(shown);
+      problems.push_back(
+          std::format("and {} more; `agentmachine image build` makes one that has all", count - shown));
+    }
+    throw Error("this is no image for agentmachine:\n  " + join(problems, "\n  "));
+  }
+  const Tree files(tree);
+  return {.digest = digest,
+          .name = printable(osReleaseField(files, "PRETTY_NAME")),
+          .opencodeVersion = printable(osReleaseField(files, "AGENTMACHINE_OPENCODE_VERSION")),
+          .packages = packagesIn(files),
+          .bytes = bytes,
+          .imported = now()};
+}
+
 bool isDigest(std::string_view name) {
   return name.size() == digestPrefix.size() + 64 && name.starts_with(digestPrefix) &&
          std::ranges::all_of(name.substr(digestPrefix.size()),
@@ -225,6 +246,11 @@ fs::path ImageStore::tree(const Image& image) const {
   return directory_ / image.digest / "root";
 }
 
+fs::path ImageStore::storePath(const Image& image) const {
+  std::error_code copied;
+  return fs::read_symlink(tree(image), copied);
+}
+
 Image ImageStore::import(int archive, const UnpackLimits& limits, const UnpackProgress& progress) {
   fs::create_directories(directory_);
   std::optional<Temporary> temporary;
@@ -236,23 +262,8 @@ Image ImageStore::import(int archive, const UnpackLimits& limits, const UnpackPr
   const auto tree = temporary->path() / "root";
   fs::create_directory(tree);
   const auto unpacked = unpack(archive, tree, limits, progress);
-  if (auto problems = imageProblems(tree); !problems.empty()) {
-    constexpr std::size_t shown = 5;
-    if (const auto count = problems.size(); count > shown) {
-      problems.resize(shown);
-      problems.push_back(
-          std::format("and {} more; `agentmachine image build` makes one that has all", count - shown));
-    }
-    throw Error("this is no image for agentmachine:\n  " + join(problems, "\n  "));
-  }
-
-  const Tree files(tree);
-  Image image{.digest = std::string(digestPrefix) + sha256(unpacked.manifest),
-              .name = printable(osReleaseField(files, "PRETTY_NAME")),
-              .opencodeVersion = printable(osReleaseField(files, "AGENTMACHINE_OPENCODE_VERSION")),
-              .packages = packagesIn(files),
-              .bytes = unpacked.bytes,
-              .imported = now()};
+  const auto image =
+      describeTree(tree, std::string(digestPrefix) + sha256(unpacked.manifest), unpacked.bytes);
   writeFileAtomically(temporary->path() / "manifest", unpacked.manifest, 0644);
   writeDescription(temporary->path(), image);
   // Thousands of files: one syncfs(2) is cheaper than an fsync(2) of each.
@@ -266,6 +277,20 @@ Image ImageStore::import(int archive, const UnpackLimits& limits, const UnpackPr
     if (::rename(temporary->path().c_str(), place.c_str()) < 0) throw errnoError("create " + place.string());
     syncDirectory(directory_);
   }
+  return image;
+}
+
+Image ImageStore::importStorePath(const fs::path& path) {
+  const auto known = queryStorePath(path);
+  auto image = describeTree(path, std::string(digestPrefix) + known.sha256, known.bytes);
+  fs::create_directories(directory_);
+  const FileLock lock(directory_ / ".lock");
+  cleanUp();
+  const auto place = directory_ / image.digest;
+  fs::create_directory(place);
+  keepStorePath(path, place / "root");
+  writeDescription(place, image);
+  syncDirectory(directory_);
   return image;
 }
 
@@ -302,9 +327,12 @@ void ImageStore::discard(const std::string& digest) {
   syncDirectory(directory_);
 }
 
-/// Removes what dead processes left. With the store's lock held no new directory is yet without its own.
+/// Removes what dead processes left. With the store's lock held no new directory is yet without its own, and
+/// no image without its description.
 void ImageStore::cleanUp() {
   for (const auto& entry : fs::directory_iterator(directory_)) {
+    if (isDigest(entry.path().filename().string()) && !fs::exists(entry.path() / "image.json"))
+      fs::remove_all(entry.path());
     if (!entry.path().filename().string().starts_with(temporaryPrefix)) continue;
     const Fd fd{open(entry.path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW)};
     if (fd && flock(fd.get(), LOCK_EX | LOCK_NB) == 0) fs::remove_all(entry.path());

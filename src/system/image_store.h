@@ -14,7 +14,7 @@
 namespace agentmachine {
 
 struct Image {
-  std::string digest;  ///< "sha256-" and the SHA-256 of the tree's manifest, 64 hexadecimal digits
+  std::string digest;  ///< "sha256-" and 64 hexadecimal digits: the SHA-256 of the tree's manifest, or Nix's
   std::string name;    ///< PRETTY_NAME of its os-release
   std::string opencodeVersion;
   std::set<std::string> packages;  ///< that were chosen for it (AGENTMACHINE_PACKAGES of its os-release)
@@ -28,8 +28,9 @@ std::string shortDigest(const std::string& digest);
 /// What keeps a tree from being an image of ours, each as one sentence. Links are resolved inside the tree.
 std::vector<std::string> imageProblems(const std::filesystem::path& tree);
 
-/// DIRECTORY/sha256-…/{root/, manifest, image.json}. An image appears there whole or not at all; what a
-/// killed import or removal leaves behind is cleaned up by the next one.
+/// DIRECTORY/sha256-…/{root/, manifest, image.json}; without image.json there is no image. What a killed
+/// import or removal leaves behind is cleaned up by the next one. An image in the Nix store has a link there
+/// as its root, which Nix's garbage collection heeds, and no manifest: Nix has the digest.
 class ImageStore {
  public:
   explicit ImageStore(std::filesystem::path directory) : directory_(std::move(directory)) {}
@@ -45,12 +46,19 @@ class ImageStore {
   /// Where the image's root file system is.
   [[nodiscard]] std::filesystem::path tree(const Image& image) const;
 
+  /// Where in the Nix store that is; empty if it is a copy.
+  [[nodiscard]] std::filesystem::path storePath(const Image& image) const;
+
   /// Imports the tarball read from `archive`. One that is here already only becomes the newest. Throws Error
   /// if the archive is refused (see unpack) or is no image (see imageProblems).
   Image import(int archive, const UnpackLimits& limits = {}, const UnpackProgress& progress = {});
 
   /// Throws Error if `inUse`, a set of digests, has it.
   void remove(const Image& image, const std::set<std::string>& inUse);
+
+  /// Takes the tree at `path` in the Nix store as an image, without copying it. Throws Error if it is refused
+  /// (see queryStorePath and imageProblems).
+  Image importStorePath(const std::filesystem::path& path);
 
   /// Removes every image but the newest (of those with the same packages) and those in use; returns what was
   /// removed.

@@ -1,5 +1,8 @@
 #include "system/machined.h"
 
+#include <cstdint>
+#include <format>
+
 #include <sdbus-c++/sdbus-c++.h>
 
 #include "util/error.h"
@@ -67,6 +70,23 @@ void Machined::forget(const std::string& machine, const std::string& unit) {
   } catch (const sdbus::Error& cause) {
     if (cause.getName() == "org.freedesktop.machine1.NoSuchMachine") return;
     throw Error("unregister machine " + machine + ": " + cause.getMessage());
+  }
+}
+
+std::optional<std::string> Machined::machineOfUser(uid_t user) {
+  try {
+    std::string machine;
+    sdbus::ObjectPath path;
+    std::uint32_t inside = 0;
+    sdbus::createProxy(bus_, service, managerPath)
+        ->callMethod("MapToMachineUser")
+        .onInterface(managerInterface)
+        .withArguments(std::uint32_t{user})
+        .storeResultsTo(machine, path, inside);
+    return machine;
+  } catch (const sdbus::Error& cause) {
+    if (cause.getName() == "org.freedesktop.machine1.NoSuchUserMapping") return std::nullopt;
+    throw Error(std::format("find the machine of user {}: {}", user, cause.getMessage()));
   }
 }
 

@@ -33,6 +33,8 @@ class Machined {
   /// killed for as long as systemd tries to start its unit again, and refuses the name until then. Throws
   /// Error.
   void forget(const std::string& machine, const std::string& unit);
+  /// The machine that runs and in which this user of the host is one of its own, if any is. Throws Error.
+  std::optional<std::string> machineOfUser(uid_t user);
   /// A new terminal inside the machine (OpenMachinePTY).
   MachineTerminal openTerminal(const std::string& machine);
 

@@ -1,8 +1,10 @@
 #include "system/oci.h"
 
 #include <algorithm>
+#include <array>
 #include <format>
 #include <memory>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -12,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "plan/machine.h"
 #include "system/sha256.h"
 #include "util/error.h"
 #include "util/fd.h"
@@ -130,6 +133,19 @@ std::vector<std::string> pathsBelow(const fs::path& tree) {
   return paths;
 }
 
+struct Owned {
+  std::string_view path;
+  uid_t owner;
+  mode_t mode;
+};
+/// What belongs to the agent or is open to all, as a tarball of the image has it: the Nix store, where an
+/// image may be, holds neither owners nor all modes.
+constexpr std::array<Owned, 5> owned = {{{"home/agent", agentUid, 0700},
+                                         {"root", 0, 0700},
+                                         {"tmp", 0, 01777},
+                                         {"var/tmp", 0, 01777},
+                                         {"workspace", agentUid, 0755}}};
+
 class TreeWriter {
  public:
   TreeWriter(archive* writer, const fs::path& tree, UnpackProgress progress)
@@ -139,6 +155,11 @@ class TreeWriter {
     const fs::path full = tree_ / path;
     struct stat st{};
     if (lstat(full.c_str(), &st) < 0) throw errnoError("look at it");
+    if (const auto* known = std::ranges::find(owned, path, &Owned::path);
+        known != owned.end() && S_ISDIR(st.st_mode)) {
+      st.st_uid = st.st_gid = known->owner;
+      st.st_mode = S_IFDIR | known->mode;
+    }
     const Header header = newHeader();
     archive_entry* entry = header.get();
     archive_entry_set_pathname(entry, path.c_str());

@@ -84,15 +84,22 @@ fuzzPart() {
   while [[ $(jobs -p | wc -l) -gt 0 ]]; do wait -n || { [[ $? -eq 127 ]] || status=1; }; jobs >/dev/null; done
   return $status
 }
-# A source that passed with just these headers, in whatever checkout, passes again unasked.
+# A source that passed with just these headers, in whatever checkout, passes again unasked. ninja knows which are a source's.
 tidyPart() {
   local done=/cache/tidy status=0 common file mark
+  local -A read=()
   mkdir -p "$done"
   find "$done" -type f -mtime +14 -delete
-  common=$({ contents /src/.clang-tidy /cache/../etc/debian_version; find /src/src -name '*.h' -print0 | sort -z | xargs -0 sha256sum; } | hash)
-  # shellcheck disable=SC2016
+  common=$(contents /src/.clang-tidy /cache/../etc/debian_version | hash)
+  while read -r file mark; do read[$file]+=" $mark"; done < <(ninja -C "$LAB_STATE/build" -t deps | awk '
+    /^[^ ]/ { source = ""; next }
+    { sub(/^ *(\.\.\/)+/, "/") }
+    !/^\/src\/src\// { next }
+    source == "" { source = $1 }
+    { print source, $1 }' | sort -u)
+  # shellcheck disable=SC2016,SC2086
   find /src/src -name '*.cc' | sort | while read -r file; do
-    mark=$done/$({ echo "$common"; sha256sum "$file"; } | hash)
+    mark=$done/$({ echo "$common"; sha256sum ${read[$file]-$(find /src/src -name '*.h' -o -path "$file")}; } | hash)
     [[ -e $mark ]] || printf '%s\0' "$file" "$mark"
   done | timeout "$TIDY_SECONDS" xargs -0 -r -n 2 -P "$(nproc)" \
     sh -c 'clang-tidy -quiet -p "$0" "$1" 2>&1 && : >"$2"' "$LAB_STATE/build" || status=$?
@@ -194,7 +201,7 @@ warmUp() {
 # leftOut: of suites that take minutes each, those that today's sample is without; LAB_SEED repeats one.
 leftOut() {
   local seed=${LAB_SEED:-$(date +%F)} kind name
-  for kind in '1 bwrap podman podman-user' '1 concurrency kill-points pools reboot soak'; do
+  for kind in '1 bwrap kube-play podman podman-user' '1 concurrency kill-points pools reboot soak'; do
     for name in ${kind#* }; do echo "$(hash <<<"$seed $name") $name"; done | sort | tail -n "+$((${kind%% *} + 1))" | cut -d ' ' -f 2
   done
 }
@@ -230,10 +237,18 @@ testParts() {
   [[ $failed -eq 0 ]]
 }
 
+# conditions PATHSPEC: what is measured and where; changes of PATHSPEC alone are none.
+conditions() {
+  local revision
+  revision=$(git -c safe.directory=/src -C /src rev-parse --short HEAD)
+  [[ -z $(git -c safe.directory=/src -C /src status --porcelain -- "$1") ]] || revision+=-dirty
+  echo "revision $revision, $(if [[ -e /cache/no-kvm || ! -e /dev/kvm ]]; then echo emulated; else echo "by KVM"; fi), $(nproc) processors outside"
+}
+
 # reliability [SUITE…] [SIZE=N…]: the suites of which ./lab test runs a sample, in full or in these sizes. What each printed
 # and how long it took is kept in tests/reliability/, with the revision; kill-points by command, for it takes hours.
 reliability() {
-  local word name revision line out start status=0
+  local word name conditions line out start status=0
   local -A size=([points]=all [events]=5 [processes]=50 [seconds]=300 [ports]=1023 [machines]=20 [cycles]=1000)
   local -A arguments
   local suites=(concurrency reboot pools soak) commands=(create start stop rm allow ttl repair prepare attach release) named=()
@@ -256,15 +271,14 @@ reliability() {
   for name in "${commands[@]}"; do arguments[kill-points-$name]="$name ${size[points]} ${size[events]}"; done
   up
   # As it is now: what is edited while this runs is not what ran.
-  revision=$(git -c safe.directory=/src -C /src rev-parse --short HEAD)
-  [[ -z $(git -c safe.directory=/src -C /src status --porcelain -- ':!tests/reliability') ]] || revision+=-dirty
+  conditions=$(conditions ':!tests/reliability')
   for name in "${named[@]}"; do
     start=$SECONDS out=$LAB_STATE/reliability-$name.txt
     read -ra line <<<"${arguments[$name]}"
     up
     {
       echo "# ${name%"-${line[0]}"} ${line[*]}"
-      echo "# revision $revision, $(if [[ -e /cache/no-kvm || ! -e /dev/kvm ]]; then echo emulated; else echo "by KVM"; fi), $(nproc) processors outside"
+      echo "# $conditions"
       suitePart "${name%"-${line[0]}"}" "${line[@]}" </dev/null || { [[ $? -lt 2 ]] || echo "not ok $name - ended early"; }
       echo "# took $((SECONDS - start)) s"
     } 2>&1 | tee "$out"

@@ -26,6 +26,11 @@ in
 {
   options = {
     assertions = option (types.listOf types.anything) [ ];
+    nix.package = option types.package (derivation {
+      name = "nix";
+      system = "x86_64-linux";
+      builder = "none";
+    });
     environment.systemPackages = option (types.listOf types.package) [ ];
     environment.etc = option (types.attrsOf anything) { };
     systemd.packages = option (types.listOf types.package) [ ];

@@ -1,6 +1,7 @@
 // How runs end in words, durations as people type them, and what `repair` finds to do.
 #include <cstdlib>
 #include <filesystem>
+#include <format>
 
 #include <gtest/gtest.h>
 
@@ -74,7 +75,7 @@ TEST(Duration, IsReadAsPeopleTypeIt) {
 TEST(Upgrade, KnowsTheImageThatWorked) {
   Machine machine = {
       .card = {.id = AgentId::parse("ada").value(), .workspace = AbsolutePath::parse("/mnt/a").value()},
-      .allocation = {.image = "sha256-a", .address = Ipv4{0x0ad50002}}};
+      .allocation = {.image = "sha256-a", .address = Ipv4{0x0ad50002}, .uidBase = 0x60000000}};
   machine = withImage(machine, "sha256-b");
   EXPECT_EQ(machine.allocation.image, "sha256-b");
   EXPECT_EQ(machine.allocation.provenImage, "sha256-a");
@@ -89,7 +90,7 @@ TEST(Upgrade, KnowsTheImageThatWorked) {
       describe(planImage(machine, Settings{})),
       "write /var/lib/agentmachine/machines/ada/machine.json 0600 0:0\n"
       "  | {\n  |   \"version\": 1,\n  |   \"image\": \"sha256-a\",\n  |   \"address\": \"10.213.0.2\",\n"
-      "  |   \"uid_base\": 0\n  | }\n"
+      "  |   \"uid_base\": 1610612736\n  | }\n"
       "directory /run/machines 0755 0:0\n"
       "link /run/machines/agent-ada -> /var/lib/agentmachine/images/sha256-a/root\n");
 }
@@ -233,6 +234,10 @@ TEST(Repair, TakesAwayWhatNoMachineHas) {
   for (const char* kept :
        {"stop systemd-nspawn@agent-gone", "/run/machines/agent-gone", "agent-gone.nspawn", "gone.service.d"})
     EXPECT_EQ(text.find(kept + std::string("\n")), std::string::npos) << kept;
+  // Whose it all is can't be known while a record can't be read.
+  Host unsure = host;
+  unsure.unreadable.emplace("gone", "why");
+  EXPECT_EQ(repair(unsure, remains, found), "");
 }
 
 /// What `act` says when it fails.
@@ -263,6 +268,13 @@ TEST(Records, ThatADiskSpoiltAreNamedAndKeepNobodyFromAnythingElse) {
     EXPECT_EQ(takeStopReason(state), std::nullopt) << spoilt;
     EXPECT_EQ(readFileIfExists(state + "/stop.json", 1), std::nullopt) << spoilt;
   }
+  for (const char* base : {"0", "1610612737", "-65536", "\"\""})
+    EXPECT_NE(refusal([&] {
+                parseAllocation(std::format(
+                    R"({{"version": 1, "image": "", "address": "10.213.0.2", "uid_base": {}}})", base));
+              }),
+              "")
+        << base;
 }
 
 TEST(Pools, AreToldToBeEmpty) {
@@ -284,6 +296,9 @@ TEST(Pools, AreToldToBeEmpty) {
     return refusal([&] { planCreate(card("new"), host); });
   };
   EXPECT_EQ(gives(29, 9, 4), "");
+  Host unsure = hostWithAda();
+  unsure.unreadable.emplace("eve", "why");
+  EXPECT_EQ(refusal([&] { planCreate(unsure.machines.at("ada").card, unsure); }), "why");
   EXPECT_EQ(
       gives(29, 9, 5),
       "all 5 addresses of the bridge's network 10.213.0.0/29 are taken: remove machines, or give `address` "
