@@ -160,7 +160,7 @@ let
     gnused = package.sed;
     gnugrep = package.grep;
     gnutar = package.tar;
-    squashfsTools = package.squashfs-tools;
+    squashfs-tools-ng = package.squashfs-tools-ng;
   } // arguments);
 in
 rootfs {

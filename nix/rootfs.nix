@@ -15,7 +15,7 @@
   cacert,
   opencode,
   ripgrep, # opencode's search tools run `rg`, and would download it otherwise
-  squashfsTools,
+  squashfs-tools-ng,
   extraPackages ? [ ],
   chosenPackages ? { }, # by name, for cards that ask for them: they may bring interpreters along
   disallowedRequisites ? [ ], # packages that the image must not refer to in any way
@@ -162,10 +162,10 @@ let
     ${gnutar}/bin/tar --extract --file=${tarball} --directory=$out --no-same-owner --no-same-permissions
   '';
 
-  # Owners, modes and times are the tarball's.
+  # Owners, modes and times are the tarball's. tar2sqfs, for mksquashfs' threads now and then make other bytes of the same.
   squashfs = runCommand "${name}.squashfs" { } ''
-    ${squashfsTools}/bin/mksquashfs - $out -tar -noappend -quiet -no-progress -no-xattrs -reproducible -mkfs-time 1 \
-      -root-mode 755 -root-uid 0 -root-gid 0 -root-time 1 -comp zstd -Xcompression-level 3 -processors 1 < ${tarball}
+    ${squashfs-tools-ng}/bin/tar2sqfs --quiet --no-skip --no-xattr --compressor zstd --comp-extra level=3 \
+      --defaults uid=0,gid=0,mode=0755,mtime=1 $out < ${tarball}
   '';
 in
 {

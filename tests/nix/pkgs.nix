@@ -22,7 +22,7 @@ let
       "bash" "bashInteractive" "cacert" "clang-tools" "cli11" "coreutils" "curl" "dash" "dbus" "diffutils" "gitMinimal"
       "gnugrep" "gnused" "libseccomp" "gnutar" "gtest" "iproute2" "libarchive" "makeBinaryWrapper" "meson" "nftables" "ninja"
       "nixfmt-rfc-style" "nlohmann_json" "opencode" "openssl" "perl" "pkg-config" "python3" "ripgrep" "sdbus-cpp_2"
-      "prometheus-cpp" "shellcheck" "spdlog" "squashfsTools" "squid" "systemd" "tomlplusplus" "yaml-cpp" "autoPatchelfHook"
+      "prometheus-cpp" "shellcheck" "spdlog" "squashfs-tools-ng" "squid" "systemd" "tomlplusplus" "yaml-cpp" "autoPatchelfHook"
     ] named
     // {
       inherit lib pkgs;
