@@ -341,7 +341,7 @@ Plan planRender(const Machine& machine, const Host& host) {
 }
 
 Plan planCreate(const Card& card, const Host& host) {
-  // Its address and users may be anybody's, and so may its name be another case of this one's.
+  // Its address, its users and its workspace may be any.
   if (!host.unreadable.empty()) throw Error(host.unreadable.begin()->second);
   checkName(card, host);
   checkPackages(card, host.settings);
