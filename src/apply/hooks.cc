@@ -450,7 +450,11 @@ void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, 
     // A full disk keeps nobody from stopping.
     spdlog::warn("{}", problem.what());
   }
-  systemd.stop(unit, timeout);
+  // A start that is asked for before the stop begins would have the machine go on, without an end.
+  if (reason.cause == EndCause::ttl)
+    systemd.stopForSure(unit);
+  else
+    systemd.stop(unit, timeout);
   systemd.resetFailed(unit);
   // One that waited to be started again ended before, so no hook took the reason.
   const auto left = takeStopReason(state);

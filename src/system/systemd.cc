@@ -108,7 +108,7 @@ Systemd::Systemd()
 
 Systemd::~Systemd() = default;
 
-void Systemd::runJob(const std::string& method, const std::string& unit,
+void Systemd::runJob(const std::string& method, const std::string& unit, const std::string& mode,
                      std::optional<std::chrono::seconds> killAfter) {
   // The job may end before its number is known here, so results are collected by job until ours is among
   // them. The proxy comes after what its handler uses, and goes before it.
@@ -124,7 +124,7 @@ void Systemd::runJob(const std::string& method, const std::string& unit,
         ended.notify_all();
       });
   sdbus::ObjectPath job;
-  proxy->callMethod(method).onInterface(managerInterface).withArguments(unit, "replace").storeResultsTo(job);
+  proxy->callMethod(method).onInterface(managerInterface).withArguments(unit, mode).storeResultsTo(job);
   std::unique_lock lock(mutex);
   const auto isEnded = [&] { return results.contains(job); };
   using Clock = std::chrono::steady_clock;
@@ -181,11 +181,15 @@ void Systemd::enqueueStart(const std::string& unit) {
 
 void Systemd::stop(const std::string& unit, std::optional<std::chrono::seconds> timeout) {
   try {
-    runJob("StopUnit", unit, timeout);
+    runJob("StopUnit", unit, "replace", timeout);
   } catch (const sdbus::Error& cause) {
     if (cause.getName() == "org.freedesktop.systemd1.NoSuchUnit") return;
     throw Error("stop " + unit + ": " + cause.getMessage());
   }
+}
+
+void Systemd::stopForSure(const std::string& unit) {
+  translated("stop " + unit, [&] { runJob("StopUnit", unit, "replace-irreversibly"); });
 }
 
 void Systemd::resetFailed(const std::string& unit) {

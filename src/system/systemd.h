@@ -48,6 +48,9 @@ class Systemd {
   /// As start, for a stop; a unit that is not loaded is stopped already. After `timeout` all its processes
   /// get SIGKILL.
   void stop(const std::string& unit, std::optional<std::chrono::seconds> timeout = std::nullopt);
+  /// As stop, and no start takes the job out of the queue: one that is asked for meanwhile is refused
+  /// ("replace-irreversibly", org.freedesktop.systemd1(5)).
+  void stopForSure(const std::string& unit);
   /// Forgets that a unit failed, so that it counts as inactive.
   void resetFailed(const std::string& unit);
 
@@ -86,7 +89,7 @@ class Systemd {
   [[nodiscard]] sdbus::IConnection& bus() { return *bus_; }
 
  private:
-  void runJob(const std::string& method, const std::string& unit,
+  void runJob(const std::string& method, const std::string& unit, const std::string& mode = "replace",
               std::optional<std::chrono::seconds> killAfter = std::nullopt);
   std::unique_ptr<sdbus::IConnection> bus_;
   std::unique_ptr<BusLoop> loop_;
