@@ -91,9 +91,18 @@ bool isWord(char c) {
          c == '-' || c == '.';
 }
 
-/// Where the token begins that the parser refused; it tells only how far it had read.
-std::size_t tokenStart(std::string_view text, const Json::parse_error& error) {
-  const std::string_view what = error.what();
+/// The parser's message without the text that it quotes, which may be a secret, or say what messages say.
+std::string ownWords(std::string_view message) {
+  const auto quote = message.find("; last read: ");
+  if (quote == std::string_view::npos) return std::string(message);
+  std::string own(message.substr(0, quote));
+  for (std::string_view wanted : {"; expected ':'", "; expected end of input"})
+    if (message.ends_with(wanted)) own += wanted;
+  return own;
+}
+
+/// Where the token begins that the parser refused, which it says in `what`, and only how far it had read.
+std::size_t tokenStart(std::string_view text, const Json::parse_error& error, std::string_view what) {
   std::size_t at = std::min(error.byte - 1, text.size());
   if (what.contains("unexpected end of input")) return text.size();
   if (what.contains("invalid string:") || what.contains("unexpected '")) return at;
@@ -108,11 +117,11 @@ std::size_t tokenStart(std::string_view text, const Json::parse_error& error) {
   return at;
 }
 
-/// What is wrong there. The parser's own message quotes the text, which may be a secret.
+/// What is wrong there, for which the parser has the words `what`.
 std::string jsonFault(std::string_view text, std::size_t offset, std::string_view what) {
   if (const auto at = what.find("invalid string: "); at != std::string_view::npos) {
     const auto reason = what.substr(at);
-    return std::string(reason.substr(0, reason.find("; last read")));
+    return std::string(reason.substr(0, reason.find(';')));
   }
   const auto rest = text.substr(offset);
   const auto lastBefore = text.substr(0, offset).find_last_not_of(" \t\r\n");
@@ -148,8 +157,9 @@ std::expected<Document, Problem> readJson(std::string_view text) {
   } catch (TooLarge& large) {
     return std::unexpected(std::move(large.problem));
   } catch (const Json::parse_error& error) {
-    const auto at = tokenStart(text, error);
-    return unreadable(place(text, at) + ": " + jsonFault(text, at, error.what()));
+    const auto what = ownWords(error.what());
+    const auto at = tokenStart(text, error, what);
+    return unreadable(place(text, at) + ": " + jsonFault(text, at, what));
   } catch (const Json::out_of_range& error) {
     const auto number = split(error.what(), '\'').at(1);  // "number overflow parsing '1e999'"
     return unreadable(
