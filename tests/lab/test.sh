@@ -237,12 +237,14 @@ testParts() {
   [[ $failed -eq 0 ]]
 }
 
-# conditions PATHSPEC: what is measured and where; changes of PATHSPEC alone are none.
+# conditions PATHSPEC: what is measured and where, which the running test host knows; changes of PATHSPEC alone are none.
 conditions() {
-  local revision
+  local revision by
   revision=$(git -c safe.directory=/src -C /src rev-parse --short HEAD)
   [[ -z $(git -c safe.directory=/src -C /src status --porcelain -- "$1") ]] || revision+=-dirty
-  echo "revision $revision, $(if [[ -e /cache/no-kvm || ! -e /dev/kvm ]]; then echo emulated; else echo "by KVM"; fi), $(nproc) processors outside"
+  by=$($here/vm.py run systemd-detect-virt </dev/null)
+  case $by in kvm) by="by KVM" ;; qemu) by=emulated ;; esac
+  echo "revision $revision, $by, $(nproc) processors outside"
 }
 
 # reliability [SUITE…] [SIZE=N…]: the suites of which ./lab test runs a sample, in full or in these sizes. What each printed
