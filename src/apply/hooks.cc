@@ -15,6 +15,7 @@
 
 #include "apply/apply.h"
 #include "apply/idle.h"
+#include "plan/policy.h"
 #include "system/api_key.h"
 #include "system/cgroup.h"
 #include "system/clock.h"
@@ -104,12 +105,15 @@ void takeKeyBack(const MachinePaths& paths) {
 /// To the broker or to the agent, as the card says. Without a good key there is none afterwards: who removes
 /// or empties a key file wants it to be used no more, and an old one that goes on working would hide the
 /// fault until the next start.
-void deliverKey(const Machine& machine, const MachinePaths& paths, gid_t proxyGroup) {
+void deliverKey(const Settings& settings, const Machine& machine) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   try {
     if (!machine.card.apiKeyFile) return takeKeyBack(paths);
     const auto key = readApiKey(*machine.card.apiKeyFile);
     if (machine.card.apiKeyDelivery == KeyDelivery::broker) {
-      writeFileAtomically(paths.key, key, 0440, FileOwner{0, proxyGroup});
+      const auto broker = policyFor(machine.card, settings).broker.value();
+      writeFileAtomically(paths.key, renderDeliveredKey(broker, key), 0440,
+                          FileOwner{0, proxyGroup(settings)});
       removeFile(paths.agentKey);
     } else {
       writeFileAtomically(paths.agentKey, key, 0400, FileOwner{agentUid, agentUid});
@@ -119,6 +123,37 @@ void deliverKey(const Machine& machine, const MachinePaths& paths, gid_t proxyGr
     takeKeyBack(paths);
     throw;
   }
+}
+
+/// Has the key's file watched, if there is one. To be called before deliverKey: then no change falls between
+/// the two.
+void watchKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  if (machine.card.apiKeyFile)
+    systemd.startWatch(paths.keyWatch, "API key of agent " + machine.card.id.str(),
+                       machine.card.apiKeyFile->str());
+  else
+    systemd.stop(paths.keyWatch);
+}
+
+/// The machine by now. The caller holds lockKey: of two that deliver, the later has the later card.
+Machine presentMachine(const Settings& settings, const Machine& machine) {
+  auto found = readMachine(settings, machine.card.id);
+  if (!found) throw Error("the machine was removed just now");
+  return *std::move(found);
+}
+
+/// Whether it is between prepareMachine and releaseMachine, as far as systemd knows. To be asked while
+/// lockKey is held: a machine that ends after this takes the key back when we are done.
+bool isUp(const Machine& machine, Systemd& systemd) {
+  const auto units = systemd.listUnits(machine.name().unit());
+  return !units.empty() && (units[0].active == "active" || units[0].active == "activating") &&
+         !units[0].sub.starts_with("auto-restart");
+}
+
+Error withoutKey(const Machine& machine, const Error& cause) {
+  return Error(std::format("{}; agent {} has no key until the file is good again", cause.what(),
+                           machine.card.id.str()));
 }
 
 /// What tells one state of a file from another, without reading it.
@@ -276,17 +311,14 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
   // Of a stop that was killed.
   (void)takeStopReason(paths.state);
-  const gid_t group = proxyGroup(settings);
-  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, group}},
+  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, proxyGroup(settings)}},
              MakeDirectory{paths.notices, 0755, {}}},
             systemd);
-  // Watched first, read then: no change falls between the two.
-  if (machine.card.apiKeyFile)
-    systemd.startWatch(paths.keyWatch, "API key of agent " + machine.card.id.str(),
-                       machine.card.apiKeyFile->str());
   {
     const auto lock = lockKey(settings, machine);
-    deliverKey(machine, paths, group);
+    const Machine present = presentMachine(settings, machine);
+    watchKey(settings, present, systemd);
+    deliverKey(settings, present);
   }
   const auto lock = lockRun(settings, machine);
   const RunRecord record = beginRun(machine, paths, invocation, began, systemd);
@@ -366,24 +398,31 @@ void releaseMachine(const Settings& settings, const Machine& machine, EndRecord 
   syncWorkspace(machine);
 }
 
-void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
-  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const auto lock = lockKey(settings, machine);
-  // Within the lock: a machine that ends after this takes the key back when we are done.
-  const auto units = systemd.listUnits(machine.name().unit());
-  const bool runs = !units.empty() && (units[0].active == "active" || units[0].active == "activating") &&
-                    !units[0].sub.starts_with("auto-restart");
-  if (!runs || !machine.card.apiKeyFile) return;
+  if (!isUp(machine, systemd)) return;
+  const Machine present = presentMachine(settings, machine);
+  watchKey(settings, present, systemd);
+  try {
+    deliverKey(settings, present);
+  } catch (const Error& cause) {
+    throw withoutKey(machine, cause);
+  }
+}
+
+void renewKey(const Settings& settings, const Machine& known, Systemd& systemd) {
+  const auto lock = lockKey(settings, known);
+  if (!isUp(known, systemd)) return;
+  const Machine machine = presentMachine(settings, known);
+  if (!machine.card.apiKeyFile) return;
   const std::string file = machine.card.apiKeyFile->str();
   // systemd doesn't watch while this runs, so a change meanwhile is looked for here.
   for (std::string state;;) {
     state = stateOf(file);
     try {
-      deliverKey(machine, paths, proxyGroup(settings));
+      deliverKey(settings, machine);
     } catch (const Error& cause) {
-      if (state == stateOf(file))
-        throw Error(std::string(cause.what()) + "; agent " + machine.card.id.str() +
-                    " has no key until the file is good again");
+      if (state == stateOf(file)) throw withoutKey(machine, cause);
       continue;
     }
     if (state != stateOf(file)) continue;

@@ -33,6 +33,10 @@ void releaseMachine(const Settings& settings, const Machine& machine, EndRecord 
 /// machine runs. Throws Error if the key is bad: then the machine has none.
 void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd);
 
+/// Has the key of a running machine follow its card, which has changed. Does nothing if it doesn't run.
+/// Throws Error if the key is bad: then the machine has none.
+void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd);
+
 /// Held while the record of the present run is changed: short.
 FileLock lockRun(const Settings& settings, const Machine& machine);
 

@@ -132,7 +132,9 @@ Machine createMachine(const Settings& settings, const Card& card, Systemd& syste
     const Host host = snapshot(settings, {card});
     applyChange(planCreate(card, host), card, host, systemd);
     markBooted(settings);
-    return readMachine(settings, card.id).value();
+    Machine machine = readMachine(settings, card.id).value();
+    changeKey(settings, machine, systemd);
+    return machine;
   });
 }
 

@@ -10,8 +10,8 @@
 namespace agentmachine {
 
 /// Makes a machine of the card, or brings one that exists to what the card says now. What it writes for a
-/// running one counts at once for the proxy's policy and from the next start for the rest. If the policy is
-/// tighter than before, the machine's open connections to the proxy are cut.
+/// running one counts at once for the proxy's policy and the key, from the next start for the rest. If the
+/// policy is tighter than before, the machine's open connections to the proxy are cut.
 Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd);
 
 /// Changes the hosts of the machine's card by `change`, for the proxy too, and cuts what is open if that

@@ -62,6 +62,11 @@ HostPattern withPorts(HostPattern pattern, std::vector<std::uint16_t> ports) {
   return pattern;
 }
 
+/// The line before the key. Neither part has a space.
+std::string lineOf(const Broker& broker) {
+  return std::format("{} {}\n", broker.upstream.str(), broker.keyHeader ? broker.keyHeader->str() : "");
+}
+
 }  // namespace
 
 std::string parseKey(std::string_view content) {
@@ -73,6 +78,16 @@ std::string parseKey(std::string_view content) {
   if (std::ranges::any_of(key, [](unsigned char c) { return c <= 0x20 || c >= 0x7f; }))
     throw Error("must hold one key, printable ASCII without spaces, and nothing else");
   return key;
+}
+
+std::string renderDeliveredKey(const Broker& broker, std::string_view key) {
+  return lineOf(broker) + std::string(key) + "\n";
+}
+
+std::string deliveredKey(std::string_view content, const Broker& broker) {
+  const auto line = lineOf(broker);
+  if (!content.starts_with(line)) throw Error("is for another provider");
+  return parseKey(content.substr(line.size()));
 }
 
 std::vector<HeaderName> keyHeaders(const Settings& settings) {

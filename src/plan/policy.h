@@ -32,6 +32,13 @@ struct Broker {
   bool operator==(const Broker&) const = default;
 };
 
+/// What the broker is handed: the key together with the provider and header that it is for, in one file.
+std::string renderDeliveredKey(const Broker& broker, std::string_view key);
+
+/// The key in what renderDeliveredKey wrote. Throws Error if it is for another provider or header than
+/// `broker`: a policy that changed, or is just changing, never has a key sent elsewhere.
+std::string deliveredKey(std::string_view content, const Broker& broker);
+
 struct Policy {
   AgentId agent;
   std::vector<HostPattern> hosts;  ///< reachable through the proxy's port; empty: nothing but the broker

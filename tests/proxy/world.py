@@ -357,7 +357,7 @@ class World:
         policy = {"agent": machine, "hosts": hosts, "requests_per_second": rate} | ({"broker": broker} if broker else {})
         self.write("policy", MACHINES[machine], json.dumps(policy))
         if key:
-            self.write("keys", MACHINES[machine], key + "\n")
+            self.write("keys", MACHINES[machine], f"{broker['upstream']} {broker['key_header']}\n{key}\n")
 
     def write(self, directory, name, text):
         temporary = self.directory / "new"
