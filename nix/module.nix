@@ -135,7 +135,9 @@ let
 
   addressParts = lib.splitString "/" cfg.network.address;
   gateway = builtins.head addressParts;
+  # Of these the first means agentmachine's own with every port.
   ownProxy = builtins.elem cfg.proxy [
+    "http://127.0.0.1:3128"
     "http://127.0.0.1:${toString cfg.network.proxyPort}"
     "http://${gateway}:${toString cfg.network.proxyPort}"
   ];
@@ -249,7 +251,8 @@ in
       example = "http://10.100.1.1:3128";
       description = ''
         By which proxy declared agents reach their hosts. The default is agentmachine's own; another is asked through it,
-        and cards may then name it as well.
+        and cards may then name it as well. The broker that adds keys can't reach a provider through it: an agent with
+        another proxy has to have `api_key_delivery = "credential"` in its card.
       '';
     };
 

@@ -170,7 +170,15 @@ void checkWorkspace(const Card& card, const Host& host) {
 }
 
 void checkProxy(const Card& card, const Settings& settings) {
-  if (!card.proxy || isOwnProxy(*card.proxy, settings)) return;
+  const auto policy = policyFor(card, settings);
+  if (!policy.parent) return;
+  // As the proxy would say at the agent's first request, and at each one after it.
+  if (policy.broker)
+    throw Error(std::format(
+        "proxy {}: the broker, which adds the key, can't reach the model provider through it; leave `proxy` "
+        "out for the host's own, or let the machine reach the provider by itself with \"api_key_delivery\": "
+        "\"credential\" and an api_key_file, which the agent can then read",
+        card.proxy->str()));
   if (std::ranges::find(settings.parentProxies, *card.proxy) == settings.parentProxies.end())
     throw Error(std::format(
         "proxy {}: not a proxy that this host allows; leave `proxy` out for the host's own, or add "

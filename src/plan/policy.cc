@@ -115,8 +115,10 @@ bool isOwnOllama(const Url& url) {
 }
 
 bool isOwnProxy(const Url& proxy, const Settings& settings) {
-  return !proxy.tls && proxy.path.empty() && proxy.port == settings.proxyPort &&
-         (proxy.host == "127.0.0.1" || proxy.host == settings.gateway.str());
+  const bool loopback = proxy.host == "127.0.0.1", ours = proxy.port == settings.proxyPort;
+  return !proxy.tls && proxy.path.empty() &&
+         ((loopback && (ours || proxy.port == Settings{}.proxyPort)) ||
+          (proxy.host == settings.gateway.str() && ours));
 }
 
 bool covers(const HostPattern& outer, const HostPattern& inner) {

@@ -79,6 +79,7 @@ std::vector<HostPattern> withHosts(std::vector<HostPattern> hosts, const std::ve
 std::vector<HostPattern> withoutHosts(std::vector<HostPattern> hosts, const std::vector<HostPattern>& denied);
 
 /// Whether a card's `proxy` is one of the spellings of our own proxy: 127.0.0.1 or the gateway, and its port.
+/// http://127.0.0.1:3128 is one on every host, so that a card means the same everywhere.
 bool isOwnProxy(const Url& proxy, const Settings& settings);
 
 /// The policy file: one JSON object.

@@ -147,6 +147,11 @@ TEST(Policy, OwnProxyIsNoParent) {
     card.proxy = url(other);
     EXPECT_EQ(policyFor(card, {}).parent, url(other));
   }
+  Settings settings;
+  settings.proxyPort = 4128;
+  for (const auto* own : {"http://127.0.0.1:3128", "http://127.0.0.1:4128", "http://10.213.0.1:4128"})
+    EXPECT_TRUE(isOwnProxy(url(own), settings)) << own;
+  EXPECT_FALSE(isOwnProxy(url("http://10.213.0.1:3128"), settings));
 }
 
 TEST(Policy, HasTheCardsRate) {

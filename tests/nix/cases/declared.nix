@@ -15,6 +15,8 @@
     agents.agent-full = {
       user = "alice";
       apiProvider = "openai";
+      apiKeyFile = "/run/secrets/openai-api-key";
+      apiKeyDelivery = "credential";
       allowedHosts = [
         "docs.example.org"
         ".pkgs.example.org:80,443"
