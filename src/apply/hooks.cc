@@ -59,6 +59,13 @@ void checkGuards(const Settings& settings, const Machine& machine, Systemd& syst
                 "network, the read-only root and the dropped capabilities: remove it, or set "
                 "`allow_settings_override = true` in " +
                 settingsPath);
+  const Ipv4 address = machine.allocation.address;
+  if (!isMachineAddress(settings, address))
+    throw Error(std::format(
+        "its address {} is no longer one of the bridge's network {}/{}: `agentmachine create {}/card.json` "
+        "gives it another",
+        address.str(), settings.gateway.str(), settings.prefixLength,
+        machinePaths(settings, machine.card.id, address).state));
   checkNetworkGuards(settings);
   checkBridgeHasRoom(settings);
   if (systemd.activeState("agentmachine-proxy.service") != "active")

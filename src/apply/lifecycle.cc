@@ -1,6 +1,7 @@
 #include "apply/lifecycle.h"
 
 #include <filesystem>
+#include <format>
 
 #include "apply/apply.h"
 #include "apply/hooks.h"
@@ -77,6 +78,18 @@ void applyChange(const Plan& plan, const Card& card, const Host& host, Systemd& 
   if (uncut) throw *uncut;
 }
 
+/// What is up has its address from its start, and what it was given there is taken back by that.
+void checkAddressStays(const Card& card, const Host& host, Systemd& systemd) {
+  const auto found = host.machines.find(card.id.str());
+  if (found == host.machines.end() || isMachineAddress(host.settings, found->second.allocation.address))
+    return;
+  if (runningMachines(systemd).contains(found->second.name().str()))
+    throw Error(
+        std::format("it runs with the address {}, which is outside of the bridge's network by now; "
+                    "`agentmachine stop {}` first, then it is given another",
+                    found->second.allocation.address.str(), card.id.str()));
+}
+
 /// A command that was killed between ending a timer and making the next would let a machine live for ever.
 /// Returns what went wrong, or "".
 std::string mendTtl(const Settings& settings, const Machine& machine, const Remains& remains,
@@ -130,6 +143,7 @@ Machine createMachine(const Settings& settings, const Card& card, Systemd& syste
     // The end of a run may change which image it has.
     const auto runLock = lockRun(settings, {card, {}});
     const Host host = snapshot(settings, {card});
+    checkAddressStays(card, host, systemd);
     applyChange(planCreate(card, host), card, host, systemd);
     markBooted(settings);
     Machine machine = readMachine(settings, card.id).value();

@@ -114,6 +114,10 @@ Reader bridgeAddress(Settings& settings) {
 
 }  // namespace
 
+std::uint32_t hostMask(const Settings& settings) {
+  return ~(~0u << (32 - settings.prefixLength));
+}
+
 Settings parseSettings(std::string_view tomlText, std::string_view source) {
   Settings settings;
   std::string caFile, program, init;

@@ -49,6 +49,9 @@ struct Settings {
   bool allowSettingsOverride = false;     ///< tolerate an /etc/systemd/nspawn file that replaces ours
 };
 
+/// The bits of an address that tell its place in the bridge's network.
+std::uint32_t hostMask(const Settings& settings);
+
 /// Reads settings from TOML; `source` names the file in messages. Throws Error that lists every problem.
 Settings parseSettings(std::string_view toml, std::string_view source);
 

@@ -85,9 +85,15 @@ std::string imageUnit(const AbsolutePath& workspace) {
   return name;
 }
 
+bool isMachineAddress(const Settings& settings, Ipv4 address) {
+  const std::uint32_t mask = hostMask(settings), place = address.value & mask;
+  return (address.value & ~mask) == (settings.gateway.value & ~mask) && address != settings.gateway &&
+         place != 0 && place != mask;
+}
+
 std::string hostInterface(const Settings& settings, Ipv4 address) {
-  const std::uint32_t hostBits = settings.prefixLength == 0 ? ~0u : ~(~0u << (32 - settings.prefixLength));
-  return std::format("am-{}", address.value & hostBits);
+  return std::format(
+      "am-{}", isMachineAddress(settings, address) ? address.value & hostMask(settings) : address.value);
 }
 
 std::string macAddress(Ipv4 address) {

@@ -75,8 +75,13 @@ std::string imagesOfWorkspaces(const Settings& settings);
 /// The unit that mounts it. Throws Error if the path is too long for the name of a unit.
 std::string imageUnit(const AbsolutePath& workspace);
 
+/// Whether a machine can have this address: it is in the bridge's network, and neither the host's own nor one
+/// of the two that the network keeps for itself.
+bool isMachineAddress(const Settings& settings, Ipv4 address);
+
 /// Host side of the machine's veth: "am-" and the address's place in the bridge's network, so that it is
-/// unique, known before the start, and fits IFNAMSIZ (15 characters).
+/// unique, known before the start, and fits IFNAMSIZ (15 characters). Of an address from before the network
+/// was changed it is the whole number, which is no place in any network.
 std::string hostInterface(const Settings& settings, Ipv4 address);
 
 /// 02:00 and the address: locally administered, unicast (IEEE 802), so that the pair can be checked by nft.

@@ -17,16 +17,17 @@ namespace {
 
 /// The lowest free address behind the gateway. Those of the network and of its broadcast are never given.
 Ipv4 freeAddress(const Host& host) {
-  std::set<std::uint32_t> used = {host.settings.gateway.value};
-  for (const auto& [id, machine] : host.machines) used.insert(machine.allocation.address.value);
-  const std::uint32_t hostMask = ~(~0u << (32 - host.settings.prefixLength));
-  const std::uint32_t network = host.settings.gateway.value & ~hostMask;
-  for (std::uint32_t index = 1; index < hostMask; ++index)
-    if (!used.contains(network | index)) return {network | index};
+  std::set<Ipv4> used;
+  for (const auto& [id, machine] : host.machines) used.insert(machine.allocation.address);
+  const std::uint32_t mask = hostMask(host.settings), network = host.settings.gateway.value & ~mask;
+  for (std::uint32_t index = 1; index < mask; ++index)
+    if (const Ipv4 address{network | index};
+        isMachineAddress(host.settings, address) && !used.contains(address))
+      return address;
   throw Error(
       std::format("all {} addresses of the bridge's network {}/{} are taken: remove machines, or give "
                   "`address` in agentmachine.conf a shorter prefix",
-                  hostMask - 2, Ipv4{network}.str(), host.settings.prefixLength));
+                  mask - 2, Ipv4{network}.str(), host.settings.prefixLength));
 }
 
 std::uint32_t freeUidBase(const Host& host) {
@@ -89,6 +90,8 @@ Allocation allocate(const Card& card, const Host& host) {
   if (existing == host.machines.end())
     return {.image = newestImage(card, host), .address = freeAddress(host), .uidBase = freeUidBase(host)};
   Allocation allocation = existing->second.allocation;
+  // `address` of the settings was changed.
+  if (!isMachineAddress(host.settings, allocation.address)) allocation.address = freeAddress(host);
   if (packagesOf(card) != packagesOf(existing->second.card)) {
     allocation.image = newestImage(card, host);
     // The one before is that of another card.
@@ -367,6 +370,9 @@ Plan planCreate(const Card& card, const Host& host) {
     machine.allocation.project = freeProject(machine.allocation.uidBase, facts);
   const auto paths = machinePaths(host.settings, card.id, machine.allocation.address);
   Plan plan;
+  if (const auto before = host.machines.find(card.id.str());
+      before != host.machines.end() && before->second.allocation.address != machine.allocation.address)
+    plan.push_back(Remove{machinePaths(host.settings, card.id, before->second.allocation.address).policy});
   if (!facts.exists) {
     plan.push_back(MakeDirectory{parentOf(card.workspace.str()), 0755, {}});
     plan.push_back(MakeWorkspace{card.workspace.str(), host.requester});

@@ -73,9 +73,10 @@ std::optional<Ipv4> addressOf(const Settings& settings, const std::string& port)
   const auto number = between(port, machinePortPrefix, "");
   std::uint32_t index = 0;
   const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), index);
-  const std::uint32_t hostMask = ~(~0u << (32 - settings.prefixLength));
-  if (error != std::errc() || end != number.data() + number.size() || index > hostMask) return std::nullopt;
-  return Ipv4{(settings.gateway.value & ~hostMask) | index};
+  const std::uint32_t mask = hostMask(settings);
+  if (error != std::errc() || end != number.data() + number.size()) return std::nullopt;
+  // Beyond the network it is the whole address.
+  return index > mask ? Ipv4{index} : Ipv4{(settings.gateway.value & ~mask) | index};
 }
 
 void addPorts(const Host& host, const Remains& remains, const Known& known, Plan& plan) {
