@@ -13,18 +13,12 @@
 #include "system/remains.h"
 #include "util/error.h"
 #include "util/file.h"
-#include "util/lock.h"
 #include "util/process.h"
 #include "util/text.h"
 
 namespace agentmachine {
 
 namespace {
-
-/// Held while addresses, users and files of the state change hands: short.
-FileLock lockState(const Settings& settings) {
-  return FileLock(settings.runtimeDirectory + "/lock/state");
-}
 
 /// Held by whoever starts, stops or removes this machine. The unit's own hooks take none: they run inside
 /// these.
@@ -136,6 +130,10 @@ std::vector<AbsolutePath> keptImages(const Settings& settings) {
 }
 
 }  // namespace
+
+FileLock lockState(const Settings& settings) {
+  return FileLock(settings.runtimeDirectory + "/lock/state");
+}
 
 Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd) {
   return inContext("create " + card.id.str(), [&] {

@@ -6,8 +6,12 @@
 
 #include "plan/machine.h"
 #include "system/systemd.h"
+#include "util/lock.h"
 
 namespace agentmachine {
+
+/// Held while addresses, users, images and files of the state change hands: short.
+FileLock lockState(const Settings& settings);
 
 /// Makes a machine of the card, or brings one that exists to what the card says now. What it writes for a
 /// running one counts at once for the proxy's policy and the key, from the next start for the rest. If the

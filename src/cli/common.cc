@@ -52,6 +52,18 @@ std::size_t width(const std::string& text) {
 
 }  // namespace
 
+void forEach(const std::vector<std::string>& names, const std::function<void(const std::string&)>& act) {
+  std::string failures;
+  for (const auto& name : names) {
+    try {
+      act(name);
+    } catch (const Error& error) {
+      failures += (failures.empty() ? "" : "\nagentmachine: ") + std::string(error.what());
+    }
+  }
+  if (!failures.empty()) throw Error(failures);
+}
+
 void requireRoot(const std::string& what) {
   if (geteuid() != 0) throw Error(what + ": only root may do this; try: sudo agentmachine " + what);
 }

@@ -1,13 +1,18 @@
 // What several commands need: cards from files, machines by the name a person typed, the root check.
 #pragma once
+#include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
 #include "plan/machine.h"
 
 namespace agentmachine {
+
+/// Does `act` for each name. One that fails doesn't keep the others from being tried; all failures are told.
+void forEach(const std::vector<std::string>& names, const std::function<void(const std::string&)>& act);
 
 /// Throws Error that says so unless this process is root's. `what` is the command.
 void requireRoot(const std::string& what);
