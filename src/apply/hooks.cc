@@ -119,8 +119,7 @@ void deliverKey(const Settings& settings, const Machine& machine) {
     const auto key = readApiKey(*machine.card.apiKeyFile);
     if (machine.card.apiKeyDelivery == KeyDelivery::broker) {
       const auto broker = policyFor(machine.card, settings).broker.value();
-      writeFileAtomically(paths.key, renderDeliveredKey(broker, key), 0440,
-                          FileOwner{0, proxyGroup(settings)});
+      writeFileAtomically(paths.key, renderDeliveredKey(broker, key), 0440, FileOwner{0, proxyGroup()});
       removeFile(paths.agentKey);
     } else {
       writeFileAtomically(paths.agentKey, key, 0400, FileOwner{agentUid, agentUid});
@@ -318,7 +317,7 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
   // Of a stop that was killed.
   (void)takeStopReason(paths.state);
-  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, proxyGroup(settings)}},
+  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, proxyGroup()}},
              MakeDirectory{paths.notices, 0755, {}}},
             systemd);
   {

@@ -124,10 +124,10 @@ void checkSquid(const DoctorFacts& facts, Findings& findings) {
 
 void checkUsers(const DoctorFacts& facts, Findings& findings) {
   for (const auto& user : facts.missingUsers)
-    findings.mendable(Level::problem, "users", std::format("there is no user \"{}\"", user),
-                      user == facts.settings.proxyUser ? "the proxy runs as a user of its own"
-                                                       : "new workspaces belong to it",
-                      {"systemd-sysusers"});
+    findings.mendable(
+        Level::problem, "users", std::format("there is no user \"{}\"", user),
+        user == proxyUser ? "the proxy runs as a user of its own" : "new workspaces belong to it",
+        {"systemd-sysusers"});
   if (facts.missingUsers.empty()) findings.ok("users", "the proxy's and the workspaces' users are there");
 }
 

@@ -219,7 +219,7 @@ DoctorFacts collectDoctorFacts() {
   facts.missingPrograms = missingPrograms();
   facts.squid = AGENTMACHINE_SQUID;
   facts.squidSays = said({facts.squid, "-v"});
-  for (const auto& user : {settings.proxyUser, settings.workspaceUser})
+  for (const std::string& user : {std::string(proxyUser), settings.workspaceUser})
     if (!getpwnam(user.c_str())) facts.missingUsers.insert(user);
   facts.directories = {directoryFacts(settings.stateDirectory, 0755),
                        directoryFacts(settings.stateDirectory + "/machines", 0700),

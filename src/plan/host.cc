@@ -126,7 +126,6 @@ Settings parseSettings(std::string_view tomlText, std::string_view source) {
       {"address", bridgeAddress(settings)},
       {"proxy_port", number(settings.proxyPort, 1, 65535)},
       {"broker_port", number(settings.brokerPort, 1, 65535)},
-      {"proxy_user", text(settings.proxyUser, checkUser)},
       {"proxy_ca_file", text(caFile, checkPath)},
       {"program", text(program, checkPath)},
       {"init", text(init, checkPath)},
