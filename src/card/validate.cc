@@ -73,8 +73,8 @@ std::size_t distance(std::string_view a, std::string_view b) {
 /// The candidate that was probably meant: one that differs in a few letters or has the word as a part.
 std::optional<std::string> nearest(std::string_view word, const std::vector<std::string>& candidates) {
   if (word.size() < 2 || word.size() > 64) return {};
-  std::string lower(word);
-  for (char& c : lower) c = c == '-' ? '_' : c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  std::string lower = lowered(word);
+  std::ranges::replace(lower, '-', '_');
   const auto score = [&](const std::string& candidate) {
     const bool part = lower.size() >= 3 && (candidate.contains(lower) || lower.contains(candidate));
     return part ? 1 : distance(lower, candidate);

@@ -221,11 +221,6 @@ void checkKey(const Card& card, const Settings& settings) {
                     url.host, host.error()));
 }
 
-std::string parentOf(const std::string& path) {
-  const auto slash = path.rfind('/');
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
 std::string describeOwner(const Owner& owner) {
   return std::format("{}:{}", owner.user, owner.group);
 }
@@ -334,7 +329,7 @@ Plan planRender(const Machine& machine, const Host& host) {
              MakeDirectory{paths.runtime, 0700, {}},
              MakeDirectory{paths.credentials, 0700, {}},
              // As seen inside: the agent's to read, nobody's to write. `runtime` keeps everybody else out.
-             MakeDirectory{paths.agentKey.substr(0, paths.agentKey.rfind('/')), 0750, {0, agentUid}},
+             MakeDirectory{directoryOf(paths.agentKey), 0750, {0, agentUid}},
              MakeDirectory{paths.notices, 0755, {}},
              WriteFile{paths.opencode, renderOpencodeConfig(machine.card, egressOf(settings)), 0644, {}},
              MakeDirectory{settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
@@ -374,7 +369,7 @@ Plan planCreate(const Card& card, const Host& host) {
       before != host.machines.end() && before->second.allocation.address != machine.allocation.address)
     plan.push_back(Remove{machinePaths(host.settings, card.id, before->second.allocation.address).policy});
   if (!facts.exists) {
-    plan.push_back(MakeDirectory{parentOf(card.workspace.str()), 0755, {}});
+    plan.push_back(MakeDirectory{directoryOf(card.workspace.str()), 0755, {}});
     plan.push_back(MakeWorkspace{card.workspace.str(), host.requester});
   }
   if (oldProject != 0 && machine.allocation.project == 0)
