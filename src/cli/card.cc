@@ -4,6 +4,8 @@
 #include <iostream>
 #include <memory>
 
+#include <nlohmann/json.hpp>
+
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "plan/plan.h"
@@ -13,11 +15,43 @@
 
 namespace agentmachine {
 
+namespace {
+
+/// What is wrong with the card in this file, which may be that it can't be read.
+std::vector<Problem> problemsOf(const std::string& path) {
+  try {
+    auto card = readCard(path);
+    return card ? std::vector<Problem>() : std::move(card.error());
+  } catch (const Error& error) {
+    return {{.message = error.what()}};
+  }
+}
+
+/// As the manual says, and whether there were none.
+std::pair<std::string, bool> inJson(const std::vector<std::string>& cards) {
+  auto array = nlohmann::ordered_json::array();
+  for (const auto& path : cards)
+    for (const auto& [pointer, message] : problemsOf(path))
+      array.push_back({{"card", path}, {"pointer", pointer}, {"message", message}});
+  // The name of a file need not be UTF-8.
+  return {array.dump(2, ' ', false, nlohmann::json::error_handler_t::replace), array.empty()};
+}
+
+}  // namespace
+
 void addCheckCommand(CLI::App& app, int& status) {
   auto* command = app.add_subcommand("check", "say what is wrong with cards");
   auto cards = std::make_shared<std::vector<std::string>>();
+  auto json = std::make_shared<bool>(false);
   command->add_option("CARD", *cards, "card files, JSON or TOML")->required();
-  command->callback([cards, &status] {
+  command->add_flag("--json", *json, "print a JSON array, with an object for each problem");
+  command->callback([cards, json, &status] {
+    if (*json) {
+      const auto [array, good] = inJson(*cards);
+      std::cout << array << "\n";
+      if (!good) status = failure;
+      return;
+    }
     for (const auto& path : *cards) {
       try {
         (void)loadCard(path);

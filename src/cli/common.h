@@ -1,5 +1,6 @@
 // What several commands need: cards from files, machines by the name a person typed, the root check.
 #pragma once
+#include <expected>
 #include <functional>
 #include <optional>
 #include <string>
@@ -24,8 +25,11 @@ std::string caller();
 /// and, where that isn't all, to what.
 void tellOfCommand(const Machine& machine, const std::string& command, const std::string& detail = "");
 
-/// Reads a card; its format is told by the ending, .toml or anything else. Throws Error that lists every
-/// problem.
+/// Reads a card, or what is wrong with it; its format is told by the ending, .toml or anything else. Throws
+/// Error if there is nothing that can be read.
+std::expected<Card, std::vector<Problem>> readCard(const std::string& path);
+
+/// The same. Throws Error that lists every problem.
 Card loadCard(const std::string& path);
 
 /// The machine a person means: by id or by machine name. Throws Error that says what to type if there is
