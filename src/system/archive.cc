@@ -17,9 +17,9 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-#include "system/sha256.h"
 #include "util/error.h"
 #include "util/fd.h"
+#include "util/sha256.h"
 #include "util/text.h"
 
 namespace agentmachine {
