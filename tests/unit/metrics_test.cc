@@ -1,6 +1,8 @@
 // What Prometheus is told.
 #include "observe/metrics.h"
 
+#include <format>
+
 #include <gtest/gtest.h>
 
 #include "util/error.h"
@@ -42,9 +44,20 @@ TEST(Metrics, AMachineIsInOneState) {
   EXPECT_FALSE(text.contains("cpu_seconds")) << text;
 }
 
+TEST(Metrics, EveryStateIsTold) {
+  EXPECT_EQ(toString(static_cast<MachineState>(machineStates.size())), "") << "machineStates lacks one";
+  for (const auto state : machineStates) {
+    const auto text = renderMetrics({.machines = {machine("a", state)}});
+    EXPECT_TRUE(
+        has(text, std::format(R"(agentmachine_machine_state{{id="a",state="{}"}} 1)", toString(state))))
+        << text;
+  }
+}
+
 TEST(Metrics, UseIsInBaseUnits) {
   Metrics metrics{.machines = {machine("a", MachineState::running)}};
-  metrics.usage["a"] = {.cpuMicroseconds = 1'500'000, .memoryPeakBytes = 7, .oomKills = 2};
+  metrics.usage["a"] = {.cpuMicroseconds = 1'500'000, .memoryPeakBytes = 7};
+  metrics.oomKills["a"] = 2;
   metrics.guards = {{"network", true}, {"proxy", false}};
   const auto text = renderMetrics(metrics);
   EXPECT_TRUE(has(text, R"(agentmachine_machine_cpu_seconds_total{id="a"} 1.5)")) << text;
