@@ -311,6 +311,12 @@ in
         default = "/var/lib/prometheus/node-exporter";
         description = "The directory that node_exporter reads: its {option}`--collector.textfile.directory`.";
       };
+      listen = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "127.0.0.1:9814";
+        description = "Address on loopback at which a Prometheus of this host gets the metrics itself, at /metrics.";
+      };
     };
 
     k3s = {
@@ -584,6 +590,13 @@ in
       };
     };
 
+    systemd.sockets.agentmachine-metrics = lib.mkIf (cfg.metrics.listen != null) {
+      wantedBy = [ "sockets.target" ];
+      listenStreams = [
+        ""
+        cfg.metrics.listen
+      ];
+    };
     systemd.timers.agentmachine-metrics = lib.mkIf cfg.metrics.enable { wantedBy = [ "timers.target" ]; };
 
     # These two and no others: NixOS' firewall would drop what comes from machines. Their own rules are in nft.

@@ -212,8 +212,7 @@ void judgeEnd(const Machine& machine, const MachinePaths& paths, EndRecord& end)
   try {
     const auto run = readRunRecord(paths.state);
     const bool began = run && run->invocation == end.invocation;
-    const auto kills = oomKills(machine.name());
-    if (began && kills > run->oomKills) end.oomKills = kills - run->oomKills;
+    if (began) end.oomKills = oomKills(machine.name(), run->oomKills);
     if (const auto reason = takeStopReason(paths.state)) {
       end.cause = reason->cause;
       end.by = reason->by;
@@ -386,6 +385,12 @@ void releaseMachine(const Settings& settings, const Machine& machine, EndRecord 
   removePort(hostInterface(settings, machine.allocation.address), machine.allocation.address);
   judgeEnd(machine, paths, end);
   tellOfEnd(machine, end);
+  try {
+    noteOomKills(paths.state, end);
+  } catch (const Error& problem) {
+    // The end is worth more than the sum.
+    spdlog::warn("{}", problem.what());
+  }
   writeEndRecord(paths.state, end);
   // Not at all costs: while the host goes down there may be no bus any more. A watch that is left
   // finds no running machine to deliver to, a timer none to end, and the next start replaces both. Not by

@@ -158,6 +158,26 @@ std::optional<EndRecord> readEndRecord(const std::string& state) {
   });
 }
 
+void noteOomKills(const std::string& state, const EndRecord& end) {
+  if (end.oomKills == 0) return;
+  OomKills kills;
+  try {
+    kills = readOomKills(state).value_or(OomKills{});
+  } catch (const Error&) {
+    // To Prometheus a restart of the counter.
+  }
+  // A hook that was killed and is run again.
+  if (kills.lastRun == end.invocation) return;
+  const nlohmann::ordered_json json = {{"sum", kills.sum + end.oomKills}, {"last_run", end.invocation}};
+  writeFileAtomically(state + "/oom-kills.json", json.dump(), recordMode);
+}
+
+std::optional<OomKills> readOomKills(const std::string& state) {
+  return read<OomKills>(state + "/oom-kills.json", [](const nlohmann::json& json) {
+    return OomKills{.sum = json.at("sum"), .lastRun = json.at("last_run")};
+  });
+}
+
 void noteStopReason(const std::string& state, const StopReason& reason) {
   const nlohmann::ordered_json json = {{"cause", toString(reason.cause)}, {"by", reason.by}};
   writeFileAtomically(state + "/stop.json", json.dump(), recordMode);

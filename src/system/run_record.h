@@ -38,6 +38,12 @@ struct StartTimes {
   bool operator==(const StartTimes&) const = default;
 };
 
+/// A machine's processes that were killed because memory ran out, in all runs that ended until it is removed.
+struct OomKills {
+  std::uint64_t sum = 0;
+  std::string lastRun;  ///< RunRecord::invocation of the last one in the sum
+};
+
 enum class EndCause {
   payload,   ///< what ran in it ended by itself
   start,     ///< it never came up
@@ -77,6 +83,11 @@ std::optional<EndRecord> readEndRecord(const std::string& state);
 void noteStart(const std::string& state, std::chrono::microseconds took);
 /// Nothing if none was noted. Throws Error.
 std::optional<StartTimes> readStartTimes(const std::string& state);
+
+/// Adds what the ended run counted to those in `state`, once. What is there and damaged is begun anew.
+void noteOomKills(const std::string& state, const EndRecord& end);
+/// Nothing if none was noted. Throws Error.
+std::optional<OomKills> readOomKills(const std::string& state);
 
 void noteStopReason(const std::string& state, const StopReason& reason);
 /// What was noted, which is forgotten by that.

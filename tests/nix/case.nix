@@ -45,6 +45,7 @@ nameOnly (
     etc
     + services
     + lib.concatStrings (lib.mapAttrsToList (name: timer: section "${name}.timer" (lines "" timer)) config.systemd.timers)
+    + lib.concatStrings (lib.mapAttrsToList (name: socket: section "${name}.socket" (lines "" socket)) config.systemd.sockets)
     + section "tmpfiles" (lib.concatMapStrings (rule: rule + "\n") config.systemd.tmpfiles.rules)
     + section "users" (lines "" config.users.users)
     + lib.concatStrings (

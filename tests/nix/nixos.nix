@@ -35,6 +35,7 @@ in
     environment.etc = option (types.attrsOf anything) { };
     systemd.packages = option (types.listOf types.package) [ ];
     systemd.services = option (types.attrsOf service) { };
+    systemd.sockets = option (types.attrsOf anything) { };
     systemd.timers = option (types.attrsOf anything) { };
     systemd.tmpfiles.packages = option (types.listOf types.package) [ ];
     systemd.tmpfiles.rules = option (types.listOf types.str) [ ];

@@ -32,7 +32,7 @@ std::string onlyProblem(std::string_view text, CardFormat format) {
   return card.error()[0].message;
 }
 
-TEST(Card, DefaultsAreTheSeeds) {
+TEST(Card, DefaultsAreTheEarlierOnes) {
   const Card card = parsed(minimal);
   EXPECT_EQ(card.id.str(), "a");
   EXPECT_EQ(card.apiProvider, ApiProvider::anthropic);

@@ -58,6 +58,26 @@ TEST(Starts, AreAddedUpAndBegunAnewIfDamaged) {
   std::filesystem::remove_all(state);
 }
 
+TEST(OomKills, AreAddedUpOnceForEachRun) {
+  std::string state = testing::TempDir() + "/oom-kills-XXXXXX";
+  ASSERT_NE(mkdtemp(state.data()), nullptr);
+  noteOomKills(state, {.invocation = "a"});
+  EXPECT_FALSE(readOomKills(state));
+  noteOomKills(state, {.invocation = "b", .oomKills = 2});
+  noteOomKills(state, {.invocation = "c", .oomKills = 3});
+  noteOomKills(state, {.invocation = "c", .oomKills = 3});
+  noteOomKills(state, {.invocation = "d"});
+  EXPECT_EQ(readOomKills(state).value().sum, 5U);
+  EXPECT_EQ(readOomKills(state).value().lastRun, "c");
+  for (const char* damaged : {"{", R"({"sum": 1})", R"({"sum": "1", "last_run": "c"})"}) {
+    writeFileAtomically(state + "/oom-kills.json", damaged, 0600);
+    EXPECT_THROW(readOomKills(state), Error) << damaged;
+    noteOomKills(state, {.invocation = "c", .oomKills = 1});
+    EXPECT_EQ(readOomKills(state).value().sum, 1U) << damaged;
+  }
+  std::filesystem::remove_all(state);
+}
+
 TEST(Duration, IsReadAsPeopleTypeIt) {
   using namespace std::chrono_literals;
   EXPECT_EQ(parseDuration("90"), 90s);

@@ -1,4 +1,4 @@
-# The seed's static service, an agent with many fields beside it, another proxy, another network.
+# The earlier module's static service, an agent with many fields beside it, another proxy, another network.
 {
   services.agentmachine = {
     enable = true;
