@@ -400,6 +400,11 @@ FileLock lockRun(const Settings& settings, const Machine& machine) {
   return FileLock(settings.runtimeDirectory + "/lock/run-" + machine.name().str());
 }
 
+void removeRunLocks(const Settings& settings, const Machine& machine) {
+  lockKey(settings, machine).removeFile();
+  lockRun(settings, machine).removeFile();
+}
+
 void startTtl(const Settings& settings, const Machine& machine, const RunRecord& record, Systemd& systemd) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   removeFile(paths.notices + "/warning");

@@ -36,6 +36,9 @@ void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd
 /// Held while the record of the present run is changed: short.
 FileLock lockRun(const Settings& settings, const Machine& machine);
 
+/// Of a machine that is removed: the files of the locks that its hooks take.
+void removeRunLocks(const Settings& settings, const Machine& machine);
+
 /// Has the timer and what the agent is told follow the record's deadline. The caller holds lockRun.
 void startTtl(const Settings& settings, const Machine& machine, const RunRecord& record, Systemd& systemd);
 

@@ -246,6 +246,8 @@ void removeMachine(const Settings& settings, const Machine& machine, Systemd& sy
     // It may have been removed, and made again with another address, before its lock was got.
     if (const auto present = readMachine(settings, machine.card.id))
       applyPlan(planRemove(*present, settings, removeWorkspace), systemd);
+    removeRunLocks(settings, machine);
+    machineLock.removeFile();
   });
 }
 
