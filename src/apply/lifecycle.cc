@@ -8,12 +8,12 @@
 #include "plan/repair.h"
 #include "system/clock.h"
 #include "system/host.h"
+#include "system/journal.h"
 #include "system/network.h"
 #include "system/remains.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/lock.h"
-#include "util/process.h"
 #include "util/text.h"
 
 namespace agentmachine {
@@ -40,17 +40,6 @@ void renderAsRead(const Settings& settings, const Machine& machine, Systemd& sys
   if (present->card != machine.card && withIdlePayload(*present).card != machine.card)
     throw Error("its card was changed just now: try again");
   applyPlan(planRender(machine, snapshot(settings, {})), systemd);
-}
-
-/// The last lines of a unit's present or last run, indented, for an error message.
-std::string journalTail(const std::string& unit) {
-  const auto id = trim(runProcess({"systemctl", "show", "--value", "--property=InvocationID", unit}).output);
-  std::vector<std::string> command = {"journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=12"};
-  command.push_back(id.empty() ? "_SYSTEMD_UNIT=" + unit : "_SYSTEMD_INVOCATION_ID=" + id);
-  if (!id.empty()) command.insert(command.end(), {"+", "INVOCATION_ID=" + id});
-  std::string text;
-  for (const auto& line : split(trim(runProcess(command).output), '\n')) text += "\n  " + line;
-  return text;
 }
 
 /// Applies a plan that gives an existing machine another card. A tighter policy counts, and what is open is
@@ -166,11 +155,11 @@ void startMachine(const Settings& settings, const Machine& machine, Systemd& sys
     try {
       systemd.start(unit);
     } catch (const Error& cause) {
-      std::string words = std::string(cause.what()) + "; its last words:" + journalTail(unit);
+      std::string words = cause.what() + lastWords(unit);
       const auto present = readMachine(settings, machine.card.id);
       if (present && present->allocation.image != machine.allocation.image)
         words += "\n  it has its image from before the upgrade again, and can be started with that";
-      const Error told(words + "\n  more: journalctl -u " + unit);
+      const Error told(words);
       // Who was told that it failed doesn't expect it to run a minute later.
       if (systemd.activeState(unit) == "activating") {
         systemd.stop(unit);
