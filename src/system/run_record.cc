@@ -158,6 +158,10 @@ std::optional<EndRecord> readEndRecord(const std::string& state) {
   });
 }
 
+bool endsAfter(const EndRecord& end, const RunRecord& run) {
+  return end.invocation == run.invocation || end.at > run.since;
+}
+
 void noteStopReason(const std::string& state, const StopReason& reason) {
   const nlohmann::ordered_json json = {{"cause", toString(reason.cause)}, {"by", reason.by}};
   writeFileAtomically(state + "/stop.json", json.dump(), recordMode);
@@ -178,16 +182,15 @@ std::optional<StopReason> takeStopReason(const std::string& state) {
   }
 }
 
-std::string describe(const std::optional<EndRecord>& end) {
-  if (!end) return "the host went down under it";
-  const std::string killed = end->result == "timeout" ? ", killed when it did not end in time" : "";
-  switch (end->cause) {
+std::string describe(const EndRecord& end) {
+  const std::string killed = end.result == "timeout" ? ", killed when it did not end in time" : "";
+  switch (end.cause) {
     case EndCause::payload:
-      return describePayload(*end);
+      return describePayload(end);
     case EndCause::start:
       return "did not start";
     case EndCause::person:
-      return "stopped by " + end->by + killed;
+      return "stopped by " + end.by + killed;
     case EndCause::systemd:
       return "stopped by systemctl or machinectl" + killed;
     case EndCause::ttl:

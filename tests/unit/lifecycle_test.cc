@@ -36,7 +36,19 @@ TEST(End, IsToldInWords) {
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::idle}), "nothing happened in it");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::start}), "did not start");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::shutdown}), "the host was shut down");
-  EXPECT_EQ(describe(std::optional<EndRecord>()), "the host went down under it");
+}
+
+TEST(End, OfARunBeforeIsNotThatOfTheLast) {
+  using std::chrono::sys_seconds, std::chrono::seconds;
+  const RunRecord run{.invocation = "b", .since = sys_seconds(seconds(100))};
+  const auto end = [](const std::string& invocation, int at) {
+    return EndRecord{.invocation = invocation, .at = sys_seconds(seconds(at))};
+  };
+  EXPECT_TRUE(endsAfter(end("b", 200), run));
+  EXPECT_TRUE(endsAfter(end("b", 90), run)) << "the clock was set back";
+  EXPECT_FALSE(endsAfter(end("a", 90), run));
+  EXPECT_FALSE(endsAfter(end("a", 100), run)) << "started again at once";
+  EXPECT_TRUE(endsAfter(end("c", 200), run)) << "a start after it that had no record yet";
 }
 
 TEST(Starts, AreAddedUpAndBegunAnewIfDamaged) {
