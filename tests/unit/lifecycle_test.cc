@@ -280,6 +280,15 @@ TEST(Records, ThatADiskSpoiltAreNamedAndKeepNobodyFromAnythingElse) {
     EXPECT_EQ(takeStopReason(state), std::nullopt) << spoilt;
     EXPECT_EQ(readFileIfExists(state + "/stop.json", 1), std::nullopt) << spoilt;
   }
+  // Those of a program before records had a version, and of one to come.
+  writeFileAtomically(
+      state + "/end.json",
+      R"({"invocation": "a", "at": 7, "cause": "ttl", "by": "", "result": "", "code": "", "status": "", "oom_kills": 0})",
+      0600);
+  EXPECT_EQ(readEndRecord(state).value().cause, EndCause::ttl);
+  writeFileAtomically(state + "/end.json", R"({"version": 2, "cause": {}})", 0600);
+  EXPECT_EQ(refusal([&] { readEndRecord(state); }),
+            "read " + state + "/end.json: written by a newer agentmachine (version 2, this one knows 1)");
   for (const char* base : {"0", "1610612737", "-65536", "\"\""})
     EXPECT_NE(refusal([&] {
                 parseAllocation(std::format(
