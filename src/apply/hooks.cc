@@ -4,6 +4,7 @@
 #include <csignal>
 #include <filesystem>
 #include <format>
+#include <functional>
 #include <sstream>
 #include <thread>
 
@@ -88,6 +89,15 @@ void checkWorkspaceLimit(const Settings& settings, const Machine& machine, int d
     if (card.limits.diskMb && !allocation.workspaceImage && allocation.project == 0)
       throw Error("disk_mb is not enforced for this machine: `agentmachine create` its card again");
   });
+}
+
+/// Does a step that keeps no other one from being done when it fails.
+void attempt(const std::function<void()>& step) {
+  try {
+    step();
+  } catch (const std::exception& problem) {
+    spdlog::warn("{}", printable(problem.what()));
+  }
 }
 
 /// Held while a machine's key is delivered or taken back, so that a key that changes just then can't outlive
@@ -447,36 +457,43 @@ void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, 
   const std::string unit = machine.name().unit();
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   const std::string& state = paths.state;
-  const auto active = systemd.activeState(unit);
-  if (active == "inactive" || active == "failed") return;
+  const auto found = systemd.listUnits(unit);
+  if (found.empty() || found[0].active == "inactive" || found[0].active == "failed") return;
+  const bool waits = found[0].sub.starts_with("auto-restart");
+  // A full disk keeps nobody from stopping.
+  attempt([&] { noteStopReason(state, reason); });
   try {
-    noteStopReason(state, reason);
-  } catch (const Error& problem) {
-    // A full disk keeps nobody from stopping.
-    spdlog::warn("{}", problem.what());
+    // A start that is asked for before the stop begins would have the machine go on, without an end.
+    if (reason.cause == EndCause::ttl)
+      systemd.stopForSure(unit);
+    else
+      systemd.stop(unit, timeout);
+  } catch (const Error& cause) {
+    // It goes on, and will end for another reason.
+    attempt([&] {
+      if (systemd.activeState(unit) == "active") (void)takeStopReason(state);
+    });
+    throw Error(cause.what() + lastWords(unit));
   }
-  // A start that is asked for before the stop begins would have the machine go on, without an end.
-  if (reason.cause == EndCause::ttl)
-    systemd.stopForSure(unit);
-  else
-    systemd.stop(unit, timeout);
   systemd.resetFailed(unit);
-  // One that waited to be started again ended before, so no hook took the reason.
-  const auto left = takeStopReason(state);
-  if (left) systemd.stop(paths.ttlTimer);
-  std::optional<EndRecord> end;
-  try {
-    if (left) end = readEndRecord(state);
-  } catch (const Error& problem) {
-    // It has stopped all the same.
-    spdlog::warn("{}", problem.what());
-  }
-  if (!end) return;
-  end->cause = left->cause;
-  end->by = left->by;
-  end->at = now();
-  tellOfEnd(machine, *end);
-  writeEndRecord(state, *end);
+  attempt([&] {
+    // No hook took the reason. One that waited to be started again ended before; else the hook was killed, or
+    // had told of an end that came first.
+    const auto left = takeStopReason(state);
+    if (!left) return;
+    systemd.stop(paths.ttlTimer);
+    const auto run = readRunRecord(state);
+    auto end = readEndRecord(state);
+    const bool told = end && (!run || endsAfter(*end, *run));
+    if (told && !waits) return;
+    if (!told && run) end = EndRecord{.invocation = run->invocation};
+    if (!end) return;
+    end->cause = left->cause;
+    end->by = left->by;
+    end->at = now();
+    tellOfEnd(machine, *end);
+    writeEndRecord(state, *end);
+  });
 }
 
 }  // namespace agentmachine

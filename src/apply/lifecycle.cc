@@ -226,11 +226,12 @@ bool upgradeMachine(const Settings& settings, const AgentId& id, const std::opti
   });
 }
 
-void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, bool removeWorkspace) {
+void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, const std::string& by,
+                   bool removeWorkspace) {
   inContext("remove " + machine.card.id.str(), [&] {
     const auto machineLock = lockMachine(settings, machine);
     // Before the state's lock: a stop takes as long as its payload takes.
-    systemd.stop(machine.name().unit());
+    endRun(settings, machine, systemd, {.cause = EndCause::person, .by = by});
     const auto stateLock = lockState(settings);
     // It may have been removed, and made again with another address, before its lock was got.
     if (const auto present = readMachine(settings, machine.card.id))
