@@ -166,6 +166,9 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
 
 constexpr std::chrono::seconds longestWarning{60};
 
+/// Well below the time that systemd gives a unit for its end.
+constexpr std::chrono::seconds longestSync{5};
+
 /// The times at which the TTL's timer fires: for the warning, a minute before the end or a tenth of what is
 /// left, and for the end.
 std::vector<std::chrono::microseconds> timesOfTtl(std::chrono::microseconds deadline) {
@@ -261,12 +264,6 @@ void tellOfEnd(const Machine& machine, const EndRecord& end) {
                         .isWarning = failed || end.oomKills > 0});
 }
 
-void syncWorkspace(const Machine& machine) {
-  const Fd directory = openWithoutLinks(machine.card.workspace.str(), O_RDONLY | O_DIRECTORY);
-  if (!directory || syncfs(directory.get()) < 0)
-    spdlog::warn("{}", errnoError("sync " + machine.card.workspace.str()).what());
-}
-
 }  // namespace
 
 void prepareMachine(const Settings& settings, const Machine& machine, const std::string& invocation,
@@ -316,12 +313,10 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
   // Then this: the payload begins, and may end, while the rest is done.
   writeRunRecord(paths.state, *record);
   attachMachine(settings, machine, record->leader);
-  try {
+  // A full disk keeps nobody from starting.
+  attempt([&] {
     if (record->began) noteStart(paths.state, monotonicNow() - *record->began);
-  } catch (const Error& problem) {
-    // A full disk keeps nobody from starting.
-    spdlog::warn("{}", problem.what());
-  }
+  });
 }
 
 void proveImage(const Settings& settings, const Machine& machine, bool server, Systemd& systemd) {
@@ -349,31 +344,39 @@ void proveImage(const Settings& settings, const Machine& machine, bool server, S
 
 void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  {
+  const auto port = hostInterface(settings, machine.allocation.address);
+  // Whatever fails, the rest is done, and the hook ends well: a full disk or a bus that is gone makes no run
+  // that ended well a failure, which systemd would start again. What is left `doctor` tells and `repair`
+  // takes away.
+  attempt([&] {
     const auto lock = lockKey(settings, machine);
     takeKeyBack(paths);
-  }
-  removeFile(paths.credentials + "/server-password");
-  unmountMapped(paths.workspace);
-  removePort(hostInterface(settings, machine.allocation.address), machine.allocation.address);
+  });
+  attempt([&] { removeFile(paths.credentials + "/server-password"); });
+  attempt([&] { unmountMapped(paths.workspace); });
+  attempt([&] { removePort(port, machine.allocation.address); });
   judgeEnd(machine, paths, end);
-  tellOfEnd(machine, end);
-  writeEndRecord(paths.state, end);
-  // Not at all costs: while the host goes down there may be no bus any more. A watch that is left
-  // finds no running machine to deliver to, a timer none to end, and the next start replaces both. Not by
-  // Wants= and StopWhenUnneeded=: a failed unit, and one whose next start is queued, keep what they want
-  // loaded, and the next run would have the watch or the deadline of the last, or none.
-  try {
+  attempt([&] { tellOfEnd(machine, end); });
+  attempt([&] { writeEndRecord(paths.state, end); });
+  // While the host goes down there may be no bus any more. A watch that is left finds no running machine to
+  // deliver to, a timer none to end, and the next start replaces both. Not by Wants= and StopWhenUnneeded=: a
+  // failed unit, and one whose next start is queued, keep what they want loaded, and the next run would have
+  // the watch or the deadline of the last, or none.
+  attempt([&] {
     Systemd systemd;
-    systemd.stop(paths.ttlTimer);
-    systemd.stop(paths.idleTimer);
-    if (machine.card.apiKeyFile) systemd.stop(paths.keyWatch);
-    judgeImage(settings, machine, end, systemd);
-  } catch (const Error& cause) {
-    spdlog::warn("{}", cause.what());
-  }
-  // Once all else is done: it may take as long as the disk does.
-  syncWorkspace(machine);
+    attempt([&] { systemd.stop(paths.ttlTimer); });
+    attempt([&] { systemd.stop(paths.idleTimer); });
+    if (machine.card.apiKeyFile) attempt([&] { systemd.stop(paths.keyWatch); });
+    attempt([&] { judgeImage(settings, machine, end, systemd); });
+    // Once all else is done: it may take as long as the disk does. A host that goes down does it by itself.
+    if (end.cause != EndCause::shutdown) attempt([&] { systemd.start(paths.syncUnit, longestSync); });
+  });
+}
+
+void syncWorkspace(const Machine& machine) {
+  const std::string& path = machine.card.workspace.str();
+  const Fd directory = openWithoutLinks(path, O_RDONLY | O_DIRECTORY);
+  if (!directory || syncfs(directory.get()) < 0) throw errnoError("sync " + path);
 }
 
 void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
