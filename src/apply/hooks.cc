@@ -155,12 +155,15 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
   // The TTL counts from the start that somebody asked for: what systemd restarts goes on with the deadline
   // there was, which may have passed meanwhile, or with none if somebody took it away.
   if (const auto before = record.restarts > 0 ? readRunRecord(paths.state) : std::nullopt;
-      before && before->boot == record.boot) {
+      before && before->boot == record.boot && record.restarts > before->restarts) {
     record.asked = before->asked;
     record.ttlDeadline = before->ttlDeadline;
-  } else if (machine.card.ttl.count() > 0) {
-    record.ttlDeadline = monotonicNow() + machine.card.ttl;
+    return record;
   }
+  // systemd still counts those before a start that somebody asked for while the next one was due.
+  if (record.restarts > 0) systemd.resetFailed(machine.name().unit());
+  record.restarts = 0;
+  if (machine.card.ttl.count() > 0) record.ttlDeadline = monotonicNow() + machine.card.ttl;
   return record;
 }
 

@@ -193,8 +193,17 @@ std::optional<std::chrono::seconds> changeTtl(const Settings& settings, const Ma
     const auto runLock = lockRun(settings, machine);
     const auto state = machinePaths(settings, machine.card.id, machine.allocation.address).state;
     auto run = readRunRecord(state);
-    if (!run || systemd.activeState(machine.name().unit()) != "active")
-      throw Error("the machine does not run; `ttl_seconds` of its card counts from its next start");
+    const auto units = systemd.listUnits(machine.name().unit());
+    if (!run || units.empty() || units[0].active != "active") {
+      const bool waits = !units.empty() && units[0].sub.starts_with("auto-restart");
+      const std::string& id = machine.card.id.str();
+      throw Error(waits ? "the machine waits to be started again, and its time goes on: to begin anew, "
+                          "agentmachine start " +
+                              id
+                        : "the machine does not run; `ttl_seconds` of its card counts from its next start: "
+                          "agentmachine start " +
+                              id);
+    }
     const auto now = monotonicNow();
     const auto base = change.kind == TtlChange::Kind::by ? run->ttlDeadline.value_or(now) : now;
     run->ttlDeadline = base + change.duration;
