@@ -279,6 +279,8 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   machined.forget(machine.name().str(), machine.name().unit());
   checkUsers(machine, machined);
   const uid_t agent = machine.allocation.uidBase + agentUid;
+  // From before the first thing that an ended run would not have: `repair` takes such things away.
+  const auto runLock = lockRun(settings, machine);
   // Opened once: what was judged is what is mounted.
   const Fd workspace = openWorkspace(machine.card.workspace.str());
   checkWorkspaceLimit(settings, machine, workspace.get());
@@ -298,7 +300,6 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
     const auto lock = lockKey(settings, machine);
     deliverKey(machine, paths, group);
   }
-  const auto lock = lockRun(settings, machine);
   const RunRecord record = beginRun(machine, paths, invocation, began, systemd);
   writeRunRecord(paths.state, record);
   startTtl(settings, machine, record, systemd);

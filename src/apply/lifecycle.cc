@@ -277,7 +277,12 @@ void repairMachines(const Settings& settings, Systemd& systemd, bool dryRun,
       failures += std::string("\n  ") + cause.what();
     }
   };
-  for (const auto& action : planLeftovers(host, remains, found)) mend({action});
+  for (const auto& action : planLeftovers(host, remains, found)) {
+    const Machine* machine = whoseRun(action, host);
+    // Of one that was started meanwhile, it is no leftover; prepareMachine waits for this lock.
+    const auto runLock = machine ? std::optional(lockRun(settings, *machine)) : std::nullopt;
+    if (!machine || !runningMachines(systemd).contains(machine->name().str())) mend({action});
+  }
   for (const auto& [id, machine] : host.machines) {
     if (const auto plan = planMissing(machine, host, remains, found); !plan.empty()) mend(plan);
     if (const auto why = mendTtl(settings, machine, remains, systemd, dryRun, tell); !why.empty())

@@ -205,6 +205,16 @@ TEST(Repair, TakesAwayWhatAnEndedRunLeft) {
             "unmount /run/agentmachine/workspaces/agent-ada\n");
 }
 
+TEST(Repair, KnowsWhoseRunHadIt) {
+  const Host host = hostWithAda();
+  auto remains = wellKept();
+  remains.running.clear();
+  for (const auto& action : planLeftovers(host, remains, rendered(host)))
+    EXPECT_EQ(whoseRun(action, host), &host.machines.at("ada")) << describe(Plan{action});
+  EXPECT_EQ(whoseRun(Remove{"/run/machines/agent-gone"}, host), nullptr);
+  EXPECT_EQ(whoseRun(StopUnit{"agentmachine-expire@gone.timer"}, host), nullptr);
+}
+
 TEST(Repair, TakesAwayWhatNoMachineHas) {
   const Host host = hostWithAda();
   auto remains = wellKept();
