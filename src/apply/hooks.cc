@@ -85,7 +85,8 @@ void checkWorkspaceLimit(const Settings& settings, const Machine& machine, int d
     if (allocation.workspaceImage && !isImageMounted(directory, image))
       throw Error(
           std::format("{} is not mounted there: systemctl start '{}'", image, imageUnit(card.workspace)));
-    if (allocation.project != 0) limitProject(directory, allocation.project, workspaceLimit(card));
+    if (card.limits.diskMb && allocation.project != 0)
+      limitProject(directory, allocation.project, workspaceLimit(card));
     if (card.limits.diskMb && !allocation.workspaceImage && allocation.project == 0)
       throw Error("disk_mb is not enforced for this machine: `agentmachine create` its card again");
   });
