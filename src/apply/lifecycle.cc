@@ -120,7 +120,8 @@ Machine createMachine(const Settings& settings, const Card& card, Systemd& syste
     const auto runLock = lockRun(settings, {card, {}});
     const Host host = snapshot(settings, {card});
     applyChange(planCreate(card, host), card, host, systemd);
-    markBooted(settings);
+    // Not while the boot's own start of machines is still to come.
+    if (systemd.job("agentmachine-render.service").empty()) markBooted(settings);
     return readMachine(settings, card.id).value();
   });
 }
