@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "system/idmap.h"
+#include "system/journal.h"
 #include "system/network.h"
 #include "system/quota.h"
 #include "system/workspace.h"
@@ -87,7 +88,11 @@ class Application {
 
   void operator()(const StartUnit& action) {
     undo_.emplace_back([this, unit = action.unit] { systemd_.stop(unit); });
-    systemd_.start(action.unit);
+    try {
+      systemd_.start(action.unit);
+    } catch (const Error& cause) {
+      throw Error(cause.what() + lastWords(action.unit));
+    }
   }
 
   void operator()(const StopUnit& action) {

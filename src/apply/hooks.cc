@@ -4,6 +4,7 @@
 #include <csignal>
 #include <filesystem>
 #include <format>
+#include <functional>
 #include <sstream>
 #include <thread>
 
@@ -92,10 +93,20 @@ void checkWorkspaceLimit(const Settings& settings, const Machine& machine, int d
     if (allocation.workspaceImage && !isImageMounted(directory, image))
       throw Error(
           std::format("{} is not mounted there: systemctl start '{}'", image, imageUnit(card.workspace)));
-    if (allocation.project != 0) limitProject(directory, allocation.project, workspaceLimit(card));
+    if (card.limits.diskMb && allocation.project != 0)
+      limitProject(directory, allocation.project, workspaceLimit(card));
     if (card.limits.diskMb && !allocation.workspaceImage && allocation.project == 0)
       throw Error("disk_mb is not enforced for this machine: `agentmachine create` its card again");
   });
+}
+
+/// Does a step that keeps no other one from being done when it fails.
+void attempt(const std::function<void()>& step) {
+  try {
+    step();
+  } catch (const std::exception& problem) {
+    spdlog::warn("{}", printable(problem.what()));
+  }
 }
 
 /// Held while a machine's key is delivered or taken back, so that a key that changes just then can't outlive
@@ -186,16 +197,22 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
   // The TTL counts from the start that somebody asked for: what systemd restarts goes on with the deadline
   // there was, which may have passed meanwhile, or with none if somebody took it away.
   if (const auto before = record.restarts > 0 ? readRunRecord(paths.state) : std::nullopt;
-      before && before->boot == record.boot) {
+      before && before->boot == record.boot && record.restarts > before->restarts) {
     record.asked = before->asked;
     record.ttlDeadline = before->ttlDeadline;
-  } else if (machine.card.ttl.count() > 0) {
-    record.ttlDeadline = monotonicNow() + machine.card.ttl;
+    return record;
   }
+  // systemd still counts those before a start that somebody asked for while the next one was due.
+  if (record.restarts > 0) systemd.resetFailed(machine.name().unit());
+  record.restarts = 0;
+  if (machine.card.ttl.count() > 0) record.ttlDeadline = monotonicNow() + machine.card.ttl;
   return record;
 }
 
 constexpr std::chrono::seconds longestWarning{60};
+
+/// Well below the time that systemd gives a unit for its end.
+constexpr std::chrono::seconds longestSync{5};
 
 /// The times at which the TTL's timer fires: for the warning, a minute before the end or a tenth of what is
 /// left, and for the end.
@@ -291,12 +308,6 @@ void tellOfEnd(const Machine& machine, const EndRecord& end) {
                         .isWarning = failed || end.oomKills > 0});
 }
 
-void syncWorkspace(const Machine& machine) {
-  const Fd directory = openWithoutLinks(machine.card.workspace.str(), O_RDONLY | O_DIRECTORY);
-  if (!directory || syncfs(directory.get()) < 0)
-    spdlog::warn("{}", errnoError("sync " + machine.card.workspace.str()).what());
-}
-
 }  // namespace
 
 void prepareMachine(const Settings& settings, const Machine& machine, const std::string& invocation,
@@ -309,6 +320,8 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   machined.forget(machine.name().str(), machine.name().unit());
   checkUsers(machine, machined);
   const uid_t agent = machine.allocation.uidBase + agentUid;
+  // From before the first thing that an ended run would not have: `repair` takes such things away.
+  const auto runLock = lockRun(settings, machine);
   // Opened once: what was judged is what is mounted.
   const Fd workspace = openWorkspace(machine.card.workspace.str());
   checkWorkspaceLimit(settings, machine, workspace.get());
@@ -325,7 +338,6 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
     watchKey(settings, present, systemd);
     deliverKey(settings, present);
   }
-  const auto lock = lockRun(settings, machine);
   const RunRecord record = beginRun(machine, paths, invocation, began, systemd);
   writeRunRecord(paths.state, record);
   startTtl(settings, machine, record, systemd);
@@ -343,12 +355,10 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
   // Then this: the payload begins, and may end, while the rest is done.
   writeRunRecord(paths.state, *record);
   attachMachine(settings, machine, record->leader);
-  try {
+  // A full disk keeps nobody from starting.
+  attempt([&] {
     if (record->began) noteStart(paths.state, monotonicNow() - *record->began);
-  } catch (const Error& problem) {
-    // A full disk keeps nobody from starting.
-    spdlog::warn("{}", problem.what());
-  }
+  });
 }
 
 void proveImage(const Settings& settings, const Machine& machine, bool server, Systemd& systemd) {
@@ -376,37 +386,40 @@ void proveImage(const Settings& settings, const Machine& machine, bool server, S
 
 void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  {
+  const auto port = hostInterface(settings, machine.allocation.address);
+  // Whatever fails, the rest is done, and the hook ends well: a full disk or a bus that is gone makes no run
+  // that ended well a failure, which systemd would start again. What is left `doctor` tells and `repair`
+  // takes away.
+  attempt([&] {
     const auto lock = lockKey(settings, machine);
     takeKeyBack(paths);
-  }
-  removeFile(paths.credentials + "/server-password");
-  unmountMapped(paths.workspace);
-  removePort(hostInterface(settings, machine.allocation.address), machine.allocation.address);
+  });
+  attempt([&] { removeFile(paths.credentials + "/server-password"); });
+  attempt([&] { unmountMapped(paths.workspace); });
+  attempt([&] { removePort(port, machine.allocation.address); });
   judgeEnd(machine, paths, end);
-  tellOfEnd(machine, end);
-  try {
-    noteOomKills(paths.state, end);
-  } catch (const Error& problem) {
-    // The end is worth more than the sum.
-    spdlog::warn("{}", problem.what());
-  }
-  writeEndRecord(paths.state, end);
-  // Not at all costs: while the host goes down there may be no bus any more. A watch that is left
-  // finds no running machine to deliver to, a timer none to end, and the next start replaces both. Not by
-  // Wants= and StopWhenUnneeded=: a failed unit, and one whose next start is queued, keep what they want
-  // loaded, and the next run would have the watch or the deadline of the last, or none.
-  try {
+  attempt([&] { tellOfEnd(machine, end); });
+  attempt([&] { noteOomKills(paths.state, end); });
+  attempt([&] { writeEndRecord(paths.state, end); });
+  // While the host goes down there may be no bus any more. A watch that is left finds no running machine to
+  // deliver to, a timer none to end, and the next start replaces both. Not by Wants= and StopWhenUnneeded=: a
+  // failed unit, and one whose next start is queued, keep what they want loaded, and the next run would have
+  // the watch or the deadline of the last, or none.
+  attempt([&] {
     Systemd systemd;
-    systemd.stop(paths.ttlTimer);
-    systemd.stop(paths.idleTimer);
-    if (machine.card.apiKeyFile) systemd.stop(paths.keyWatch);
-    judgeImage(settings, machine, end, systemd);
-  } catch (const Error& cause) {
-    spdlog::warn("{}", cause.what());
-  }
-  // Once all else is done: it may take as long as the disk does.
-  syncWorkspace(machine);
+    attempt([&] { systemd.stop(paths.ttlTimer); });
+    attempt([&] { systemd.stop(paths.idleTimer); });
+    if (machine.card.apiKeyFile) attempt([&] { systemd.stop(paths.keyWatch); });
+    attempt([&] { judgeImage(settings, machine, end, systemd); });
+    // Once all else is done: it may take as long as the disk does. A host that goes down does it by itself.
+    if (end.cause != EndCause::shutdown) attempt([&] { systemd.start(paths.syncUnit, longestSync); });
+  });
+}
+
+void syncWorkspace(const Machine& machine) {
+  const std::string& path = machine.card.workspace.str();
+  const Fd directory = openWithoutLinks(path, O_RDONLY | O_DIRECTORY);
+  if (!directory || syncfs(directory.get()) < 0) throw errnoError("sync " + path);
 }
 
 void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
@@ -448,6 +461,11 @@ void mountWorkspace(const Settings& settings, const AbsolutePath& workspace) {
 
 FileLock lockRun(const Settings& settings, const Machine& machine) {
   return FileLock(settings.runtimeDirectory + "/lock/run-" + machine.name().str());
+}
+
+void removeRunLocks(const Settings& settings, const Machine& machine) {
+  lockKey(settings, machine).removeFile();
+  lockRun(settings, machine).removeFile();
 }
 
 void startTtl(const Settings& settings, const Machine& machine, const RunRecord& record, Systemd& systemd) {
@@ -492,36 +510,43 @@ void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, 
   const std::string unit = machine.name().unit();
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   const std::string& state = paths.state;
-  const auto active = systemd.activeState(unit);
-  if (active == "inactive" || active == "failed") return;
+  const auto found = systemd.listUnits(unit);
+  if (found.empty() || found[0].active == "inactive" || found[0].active == "failed") return;
+  const bool waits = found[0].sub.starts_with("auto-restart");
+  // A full disk keeps nobody from stopping.
+  attempt([&] { noteStopReason(state, reason); });
   try {
-    noteStopReason(state, reason);
-  } catch (const Error& problem) {
-    // A full disk keeps nobody from stopping.
-    spdlog::warn("{}", problem.what());
+    // A start that is asked for before the stop begins would have the machine go on, without an end.
+    if (reason.cause == EndCause::ttl)
+      systemd.stopForSure(unit);
+    else
+      systemd.stop(unit, timeout);
+  } catch (const Error& cause) {
+    // It goes on, and will end for another reason.
+    attempt([&] {
+      if (systemd.activeState(unit) == "active") (void)takeStopReason(state);
+    });
+    throw Error(cause.what() + lastWords(unit));
   }
-  // A start that is asked for before the stop begins would have the machine go on, without an end.
-  if (reason.cause == EndCause::ttl)
-    systemd.stopForSure(unit);
-  else
-    systemd.stop(unit, timeout);
   systemd.resetFailed(unit);
-  // One that waited to be started again ended before, so no hook took the reason.
-  const auto left = takeStopReason(state);
-  if (left) systemd.stop(paths.ttlTimer);
-  std::optional<EndRecord> end;
-  try {
-    if (left) end = readEndRecord(state);
-  } catch (const Error& problem) {
-    // It has stopped all the same.
-    spdlog::warn("{}", problem.what());
-  }
-  if (!end) return;
-  end->cause = left->cause;
-  end->by = left->by;
-  end->at = now();
-  tellOfEnd(machine, *end);
-  writeEndRecord(state, *end);
+  attempt([&] {
+    // No hook took the reason. One that waited to be started again ended before; else the hook was killed, or
+    // had told of an end that came first.
+    const auto left = takeStopReason(state);
+    if (!left) return;
+    systemd.stop(paths.ttlTimer);
+    const auto run = readRunRecord(state);
+    auto end = readEndRecord(state);
+    const bool told = end && (!run || endsAfter(*end, *run));
+    if (told && !waits) return;
+    if (!told && run) end = EndRecord{.invocation = run->invocation};
+    if (!end) return;
+    end->cause = left->cause;
+    end->by = left->by;
+    end->at = now();
+    tellOfEnd(machine, *end);
+    writeEndRecord(state, *end);
+  });
 }
 
 }  // namespace agentmachine

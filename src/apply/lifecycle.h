@@ -52,8 +52,9 @@ std::optional<std::chrono::seconds> changeTtl(const Settings& settings, const Ma
 bool upgradeMachine(const Settings& settings, const AgentId& id, const std::optional<std::string>& digest,
                     Systemd& systemd);
 
-/// Stops and forgets the machine; its workspace is kept unless asked.
-void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, bool removeWorkspace);
+/// Stops and forgets the machine; its workspace is kept unless asked. `by` is the name of who wants it.
+void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, const std::string& by,
+                   bool removeWorkspace);
 
 /// Brings the host to what the state says: what belongs to no machine goes, what is missing or altered is
 /// rendered. Calls `tell` with a line for each thing before it is done; with `dryRun` nothing is done. Throws

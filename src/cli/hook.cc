@@ -88,6 +88,8 @@ void addHookCommand(CLI::App& app) {
                    Systemd systemd;
                    renewKey(settings, machine, systemd);
                  });
+  addMachineHook(*hook, "sync", "of agentmachine-sync@.service",
+                 [](const Settings&, const Machine& machine) { syncWorkspace(machine); });
   auto workspace = std::make_shared<std::string>();
   auto* mount = hook->add_subcommand("workspace", "of agentmachine-workspace@.service");
   mount->add_option("PATH", *workspace, "the workspace")->required();

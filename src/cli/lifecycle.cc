@@ -169,7 +169,7 @@ void addRemoveCommand(CLI::App& app) {
     Systemd systemd;
     forEach(*ids, [&](const std::string& id) {
       const Machine machine = findMachine(settings, id);
-      removeMachine(settings, machine, systemd, *workspace);
+      removeMachine(settings, machine, systemd, caller(), *workspace);
       tellOfCommand(machine, "rm", *workspace ? "with its workspace" : "");
       std::cout << machine.name().str() << "\n";
       if (machine.allocation.workspaceImage && !*workspace)

@@ -118,7 +118,8 @@ MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 addr
           .agentKey = runtime + "/agent/api-key",
           .keyWatch = "agentmachine-key@" + id.str() + ".path",
           .ttlTimer = "agentmachine-expire@" + id.str() + ".timer",
-          .idleTimer = "agentmachine-idle@" + id.str() + ".timer"};
+          .idleTimer = "agentmachine-idle@" + id.str() + ".timer",
+          .syncUnit = "agentmachine-sync@" + id.str() + ".service"};
 }
 
 }  // namespace agentmachine

@@ -106,6 +106,7 @@ struct MachinePaths {
   std::string keyWatch;   ///< transient path unit, while the machine runs; starts the service of its name
   std::string ttlTimer;   ///< transient, of the same name as the service it starts
   std::string idleTimer;  ///< transient, too: looks whether the machine is idle
+  std::string syncUnit;   ///< service that has the workspace on disk when the machine has ended
 };
 MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 address);
 

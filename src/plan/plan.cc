@@ -381,8 +381,12 @@ Plan planCreate(const Card& card, const Host& host) {
                              facts.exists ? facts.owner : host.requester});
   }
   plan.push_back(MakeDirectory{paths.state, 0700, {}});
-  plan.push_back(WriteFile{paths.state + "/card.json", toJson(card), 0600, {}});
-  plan.push_back(WriteFile{paths.state + "/machine.json", toJson(machine.allocation), 0600, {}});
+  Plan records = {WriteFile{paths.state + "/card.json", toJson(card), 0600, {}},
+                  WriteFile{paths.state + "/machine.json", toJson(machine.allocation), 0600, {}}};
+  // A new machine is there with its second one. Of one that is there the card is replaced last: a `create`
+  // that was killed before that is run again as the same change.
+  if (host.machines.contains(card.id.str())) std::ranges::reverse(records);
+  append(plan, std::move(records));
   if (limit == LimitedBy::project) {
     checkProject(card, facts, machine.allocation.project);
     plan.push_back(LimitTree{card.workspace.str(), machine.allocation.project, workspaceLimit(card)});

@@ -182,6 +182,23 @@ Plan planLeftovers(const Host& host, const Remains& remains, const FoundAt& foun
   return plan;
 }
 
+const Machine* whoseRun(const Action& action, const Host& host) {
+  for (const auto& [id, machine] : host.machines) {
+    const auto address = machine.allocation.address;
+    const auto paths = machinePaths(host.settings, machine.card.id, address);
+    const auto* file = std::get_if<Remove>(&action);
+    const auto* unit = std::get_if<StopUnit>(&action);
+    const auto* mount = std::get_if<Unmount>(&action);
+    const auto* port = std::get_if<RemovePort>(&action);
+    if ((file && file->path == paths.key) || (mount && mount->path == paths.workspace) ||
+        (unit &&
+         (unit->unit == paths.keyWatch || unit->unit == paths.ttlTimer || unit->unit == paths.idleTimer)) ||
+        (port && port->interface == hostInterface(host.settings, address)))
+      return &machine;
+  }
+  return nullptr;
+}
+
 Plan planMissing(const Machine& machine, const Host& host, const Remains& remains, const FoundAt& found) {
   const auto plan = planRender(machine, host), waiting = planRender(withIdlePayload(machine), host);
   const bool running = remains.running.contains(machine.name().str());

@@ -67,6 +67,10 @@ struct EndRecord {
   std::uint64_t oomKills = 0;  ///< processes in it that were killed because memory ran out
 };
 
+/// Whether the end is that of the run, or of a start after it that failed before it had a record. One before
+/// it is the end of another run: nobody noted how this one ended.
+bool endsAfter(const EndRecord& end, const RunRecord& run);
+
 /// Why a machine is being stopped; noted before, so that the hook that writes the EndRecord knows.
 struct StopReason {
   EndCause cause = EndCause::person;
@@ -93,9 +97,8 @@ void noteStopReason(const std::string& state, const StopReason& reason);
 /// What was noted, which is forgotten by that.
 std::optional<StopReason> takeStopReason(const std::string& state);
 
-/// How a run ended, for people: "exited with status 7", "stopped by anna". `end` absent: the host went down
-/// under it.
-std::string describe(const std::optional<EndRecord>& end);
+/// How a run ended, for people: "exited with status 7", "stopped by anna".
+std::string describe(const EndRecord& end);
 
 /// The host's present boot (proc(5), random/boot_id).
 std::string bootId();

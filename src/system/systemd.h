@@ -41,12 +41,13 @@ class Systemd {
   Systemd(const Systemd&) = delete;
   Systemd& operator=(const Systemd&) = delete;
 
-  /// Enqueues a start job and waits for it. Throws Error if the job's result is not "done".
-  void start(const std::string& unit);
+  /// Enqueues a start job and waits for it. Throws Error if the job's result is not "done", or if it goes on
+  /// after `longest`.
+  void start(const std::string& unit, std::optional<std::chrono::seconds> longest = std::nullopt);
   /// As start, but does not wait.
   void enqueueStart(const std::string& unit);
-  /// As start, for a stop; a unit that is not loaded is stopped already. After `timeout` all its processes
-  /// get SIGKILL.
+  /// As start, for a stop; a unit that is not loaded is stopped already. After `timeout` its main
+  /// process gets SIGKILL, and what nspawn runs in the machine; its own ExecStopPost= doesn't.
   void stop(const std::string& unit, std::optional<std::chrono::seconds> timeout = std::nullopt);
   /// As stop, and no start takes the job out of the queue: one that is asked for meanwhile is refused
   /// ("replace-irreversibly", org.freedesktop.systemd1(5)).
@@ -90,7 +91,9 @@ class Systemd {
 
  private:
   void runJob(const std::string& method, const std::string& unit, const std::string& mode = "replace",
-              std::optional<std::chrono::seconds> killAfter = std::nullopt);
+              std::optional<std::chrono::seconds> killAfter = std::nullopt,
+              std::optional<std::chrono::seconds> longest = std::nullopt);
+  void kill(const std::string& unit);
   std::unique_ptr<sdbus::IConnection> bus_;
   std::unique_ptr<BusLoop> loop_;
 };
