@@ -9,24 +9,32 @@
 #include "plan/plan.h"
 #include "system/host.h"
 #include "util/error.h"
+#include "util/file.h"
 #include "util/text.h"
 
 namespace agentmachine {
 
 void addCheckCommand(CLI::App& app, int& status) {
-  auto* command = app.add_subcommand("check", "say what is wrong with cards");
+  auto* command = app.add_subcommand("check", "say what is wrong with cards, or with settings");
   auto cards = std::make_shared<std::vector<std::string>>();
-  command->add_option("CARD", *cards, "card files, JSON or TOML")->required();
-  command->callback([cards, &status] {
-    for (const auto& path : *cards) {
+  auto settings = std::make_shared<std::string>();
+  command->add_option("CARD", *cards, "card files, JSON or TOML");
+  command->add_option("--settings", *settings, "a file as /etc/agentmachine/agentmachine.conf")
+      ->type_name("FILE");
+  command->require_option(1, 0);
+  command->callback([cards, settings, &status] {
+    const auto check = [&status](const std::string& path, const auto& read) {
       try {
-        (void)loadCard(path);
+        (void)read();
         std::cout << printable(path) << ": ok\n";
       } catch (const Error& error) {
         std::cout << printable(error.what()) << "\n";
         status = failure;
       }
-    }
+    };
+    if (!settings->empty())
+      check(*settings, [&] { return parseSettings(readFile(*settings, maxCardBytes), *settings); });
+    for (const auto& path : *cards) check(path, [&] { return loadCard(path); });
   });
 }
 
