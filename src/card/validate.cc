@@ -175,13 +175,33 @@ class Validator {
   }
 
   static void refuseUnknownKeywords(const Json& schema) {
-    static const std::set<std::string_view> known = {
-        "$schema",       "title",         "description", "default",    "type",
-        "const",         "enum",          "minimum",     "maximum",    "minLength",
-        "maxLength",     "pattern",       "format",      "items",      "additionalItems",
-        "minItems",      "maxItems",      "required",    "properties", "additionalProperties",
-        "propertyNames", "maxProperties", "if",          "then",       "allOf",
-        "writeOnly"};
+    static const std::set<std::string_view> known = {"$schema",
+                                                     "title",
+                                                     "description",
+                                                     "default",
+                                                     "examples",
+                                                     "type",
+                                                     "const",
+                                                     "enum",
+                                                     "minimum",
+                                                     "maximum",
+                                                     "minLength",
+                                                     "maxLength",
+                                                     "pattern",
+                                                     "format",
+                                                     "items",
+                                                     "additionalItems",
+                                                     "minItems",
+                                                     "maxItems",
+                                                     "required",
+                                                     "properties",
+                                                     "additionalProperties",
+                                                     "propertyNames",
+                                                     "maxProperties",
+                                                     "if",
+                                                     "then",
+                                                     "allOf",
+                                                     "writeOnly"};
     for (const auto& keyword : schema.items())
       if (!known.contains(keyword.key())) throw Error("card schema: unknown keyword " + keyword.key());
     if (schema.contains("format") && !formats.contains(schema["format"].get_ref<const std::string&>()))

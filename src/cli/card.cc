@@ -11,6 +11,7 @@
 #include "plan/plan.h"
 #include "system/host.h"
 #include "util/error.h"
+#include "util/file.h"
 #include "util/text.h"
 
 namespace agentmachine {
@@ -40,27 +41,37 @@ std::pair<std::string, bool> inJson(const std::vector<std::string>& cards) {
 }  // namespace
 
 void addCheckCommand(CLI::App& app, int& status) {
-  auto* command = app.add_subcommand("check", "say what is wrong with cards");
+  auto* command = app.add_subcommand("check", "say what is wrong with cards, or with settings");
   auto cards = std::make_shared<std::vector<std::string>>();
   auto json = std::make_shared<bool>(false);
-  command->add_option("CARD", *cards, "card files, JSON or TOML")->required();
-  command->add_flag("--json", *json, "print a JSON array, with an object for each problem");
-  command->callback([cards, json, &status] {
+  auto settings = std::make_shared<std::string>();
+  auto* cardOption = command->add_option("CARD", *cards, "card files, JSON or TOML");
+  auto* settingsOption =
+      command->add_option("--settings", *settings, "a file as /etc/agentmachine/agentmachine.conf")
+          ->type_name("FILE");
+  command->add_flag("--json", *json, "print a JSON array, with an object for each problem")
+      ->needs(cardOption)
+      ->excludes(settingsOption);
+  command->require_option(1, 0);
+  command->callback([cards, json, settings, &status] {
     if (*json) {
       const auto [array, good] = inJson(*cards);
       std::cout << array << "\n";
       if (!good) status = failure;
       return;
     }
-    for (const auto& path : *cards) {
+    const auto check = [&status](const std::string& path, const auto& read) {
       try {
-        (void)loadCard(path);
+        (void)read();
         std::cout << printable(path) << ": ok\n";
       } catch (const Error& error) {
         std::cout << printable(error.what()) << "\n";
         status = failure;
       }
-    }
+    };
+    if (!settings->empty())
+      check(*settings, [&] { return parseSettings(readFile(*settings, maxCardBytes), *settings); });
+    for (const auto& path : *cards) check(path, [&] { return loadCard(path); });
   });
 }
 

@@ -61,6 +61,12 @@ class Findings {
 
 // --- what is installed
 
+/// How a host gets a package of Debian's: on NixOS the module brings it along.
+std::string install(const DoctorFacts& facts, const std::string& package) {
+  return facts.nixos ? "set services.agentmachine.enable, which brings it; then: nixos-rebuild switch"
+                     : "apt-get install " + package;
+}
+
 /// The first version of each series without CVE-2026-40226; later series never had it.
 bool hasSettingsHole(const SystemdVersion& version) {
   constexpr SystemdVersion fixedIn[] = {{257, 12}, {258, 6}, {259, 4}};
@@ -87,7 +93,9 @@ void checkSystemd(const DoctorFacts& facts, Findings& findings) {
         std::format("systemd {} has a known hole in systemd-nspawn, CVE-2026-40226", facts.systemdVersion),
         "a crafted settings file beside an image takes over the host; agentmachine imports none, but other "
         "machines of this host may have one",
-        "apt-get update && apt-get install systemd systemd-container: fixed in 257.12, 258.6, 259.4 and 260");
+        std::string(facts.nixos ? "nix flake update nixpkgs, then: nixos-rebuild switch"
+                                : "apt-get update && apt-get install systemd systemd-container") +
+            ": fixed in 257.12, 258.6, 259.4 and 260");
   else
     findings.ok("systemd", "systemd " + facts.systemdVersion);
 }
@@ -95,7 +103,7 @@ void checkSystemd(const DoctorFacts& facts, Findings& findings) {
 void checkPrograms(const DoctorFacts& facts, Findings& findings) {
   for (const auto& [program, package] : facts.missingPrograms)
     findings.problem("programs", std::format("there is no program {}", program),
-                     "machines are built and connected with it", "apt-get install " + package);
+                     "machines are built and connected with it", install(facts, package));
   if (facts.missingPrograms.empty()) findings.ok("programs", "all programs that are used are there");
 }
 
@@ -109,7 +117,8 @@ unsigned squidMajor(std::string_view says) {
 
 void checkSquid(const DoctorFacts& facts, Findings& findings) {
   constexpr auto guards = "squid decides what machines may reach, and adds the API key";
-  constexpr auto remedy = "apt-get install squid-openssl";
+  const auto remedy = facts.nixos ? "set services.agentmachine.proxyPackage; then: nixos-rebuild switch"
+                                  : install(facts, "squid-openssl");
   if (!facts.squidSays)
     findings.problem("squid", std::format("there is no {}", facts.squid), guards, remedy);
   else if (!facts.squidSays->contains("--with-openssl"))
@@ -253,8 +262,8 @@ void checkNetwork(const DoctorFacts& facts, Findings& findings) {
     // Without the proxy's user no kernel takes the rules.
     findings.problem(
         "packet-filter", "the packet filter can't be loaded: " + refusal, filterGuards,
-        "boot a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_BRIDGE and CONFIG_NF_TABLES_INET, "
-        "and: apt-get install nftables");
+        "boot a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_BRIDGE and CONFIG_NF_TABLES_INET, and: " +
+            install(facts, "nftables"));
   else if (filter == FilterState::missing)
     findings.mendable(Level::problem, "packet-filter",
                       "the packet filter is not in place: an nft table \"agentmachine\" is missing",
@@ -313,7 +322,8 @@ void checkClock(const DoctorFacts& facts, Findings& findings) {
   else
     findings.warning("clock", "the clock is not synchronized",
                      "certificates of providers are checked by it, and logs carry its time",
-                     "apt-get install systemd-timesyncd, then: timedatectl set-ntp true");
+                     facts.nixos ? "services.timesyncd.enable = true; then: nixos-rebuild switch"
+                                 : "apt-get install systemd-timesyncd, then: timedatectl set-ntp true");
 }
 
 void checkState(const DoctorFacts& facts, Findings& findings) {

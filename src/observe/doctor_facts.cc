@@ -1,6 +1,7 @@
 #include "observe/doctor_facts.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <format>
 
@@ -38,10 +39,12 @@ std::optional<std::string> said(const std::vector<std::string>& argv) {
   return std::nullopt;
 }
 
+/// Where runProcess looks, too.
 bool inPath(const std::string& program) {
-  for (const std::string directory : {"/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin"})
-    if (access((directory + "/" + program).c_str(), X_OK) == 0) return true;
-  return false;
+  const char* path = std::getenv("PATH");
+  return std::ranges::any_of(split(path ? path : "", ':'), [&](const std::string& directory) {
+    return access((directory + "/" + program).c_str(), X_OK) == 0;
+  });
 }
 
 std::map<std::string, std::string> missingPrograms() {
@@ -114,11 +117,12 @@ FileSystemFacts fileSystemFacts(const std::string& path) {
   return facts;
 }
 
-/// Those of the images, of the state and of every workspace, each once.
-std::vector<FileSystemFacts> fileSystems(const Settings& settings,
+/// Those of the images, wherever they are, of the state and of every workspace, each once.
+std::vector<FileSystemFacts> fileSystems(const Settings& settings, const std::vector<Image>& images,
                                          const std::map<std::string, Machine>& machines) {
   std::vector<std::string> paths = {settings.stateDirectory, settings.stateDirectory + "/images",
                                     settings.runtimeDirectory, "/mnt/agents"};
+  for (const auto& image : images) paths.push_back(imageTree(settings, image.digest));
   for (const auto& [id, machine] : machines) paths.push_back(machine.card.workspace.str());
   std::vector<FileSystemFacts> facts;
   std::set<dev_t> seen;
@@ -215,6 +219,7 @@ DoctorFacts collectDoctorFacts() {
   }
   const Settings& settings = facts.settings;
   facts.systemdVersion = trim(said({"systemctl", "show", "--property=Version", "--value"}).value_or(""));
+  facts.nixos = fs::exists("/etc/NIXOS");
   facts.kernel = kernelFacts();
   facts.missingPrograms = missingPrograms();
   facts.squid = AGENTMACHINE_SQUID;
@@ -232,9 +237,11 @@ DoctorFacts collectDoctorFacts() {
   } catch (const Error& cause) {
     facts.network.filterRefusal = cause.what();
   }
+  std::vector<Image> images;
   std::map<std::string, Machine> machines;
   try {
-    facts.images = ImageStore(settings.stateDirectory + "/images").list().size();
+    images = ImageStore(settings.stateDirectory + "/images").list();
+    facts.images = images.size();
     machines = readMachines(settings);
   } catch (const Error& cause) {
     facts.stateProblem = cause.what();
@@ -249,7 +256,7 @@ DoctorFacts collectDoctorFacts() {
   addUnits(settings, remains);
   const auto found = host ? lookAt(pathsToLookAt(*host, remains)) : FoundAt{};
   facts.machines = machineFacts(facts, machines, host, remains, found);
-  facts.fileSystems = fileSystems(settings, machines);
+  facts.fileSystems = fileSystems(settings, images, machines);
   facts.dropIns = administratorsDropIns(machines);
   // With a state that can't be read everything would look left over.
   if (host)

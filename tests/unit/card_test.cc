@@ -383,6 +383,30 @@ TEST(Schema, DefaultsAreWhatAbsentFieldsMean) {
   EXPECT_GE(defaults, 8u);
 }
 
+TEST(Schema, EveryFieldHasAnExampleThatIsAccepted) {
+  std::size_t examples = 0;
+  const std::function<void(const Json&, const Json::json_pointer&)> look = [&](const Json& node,
+                                                                               const Json::json_pointer& at) {
+    for (const auto& [name, field] : node["properties"].items()) {
+      if (name == "$schema") continue;
+      if (field.contains("properties")) {
+        look(field, at / name);
+        continue;
+      }
+      ASSERT_TRUE(field.contains("examples")) << name;
+      for (const auto& example : field["examples"]) {
+        Json card = Json::parse(minimal);
+        card["api_key_file"] = "/run/secrets/key";  // some fields want it
+        card[at / name] = example;
+        EXPECT_TRUE(parseCard(card.dump(), CardFormat::json).has_value()) << card;
+        ++examples;
+      }
+    }
+  };
+  look(schema(), Json::json_pointer());
+  EXPECT_GE(examples, 25u);
+}
+
 TEST(Schema, EveryTextHasARule) {
   Json copy = schema();
   forEachObject(copy, [](Json& node) {

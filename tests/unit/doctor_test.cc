@@ -110,6 +110,22 @@ TEST(Doctor, ChecksPrograms) {
       facts.squidSays = "Squid Cache: Version 5.7\nconfigure options: '--with-openssl'\n");
 }
 
+TEST(Doctor, TellsNixosUsersOfTheModule) {
+  const auto complaints = without([](DoctorFacts& facts) {
+    facts.nixos = true;
+    facts.systemdVersion = "258.5";
+    facts.missingPrograms = {{"nft", "nftables"}};
+    facts.squidSays.reset();
+    facts.network.filterRefusal = "no such table";
+    facts.kernel.clockSynchronized = false;
+  });
+  EXPECT_FALSE(complaints.contains("apt-get")) << complaints;
+  EXPECT_TRUE(
+      complaints.contains("there is no program nft | set services.agentmachine.enable, which brings it; "
+                          "then: nixos-rebuild switch"))
+      << complaints;
+}
+
 TEST(Doctor, ChecksUsersAndDirectories) {
   EXPECT_COMPLAINT("problem fix users: there is no user \"agentmachine-proxy\" | systemd-sysusers",
                    facts.missingUsers = {"agentmachine-proxy"});

@@ -11,6 +11,8 @@
       apiKeyFile = "/run/secrets/anthropic-api-key";
       autoStart = true;
       proxy = "http://127.0.0.1:3128";
+      memoryDenyWriteExecute = true;
+      resourceLimits.cpuQuotaPercent = 200;
     };
     agents.agent-full = {
       user = "alice";

@@ -14,7 +14,7 @@
     };
     agents.from-file = {
       engine = "k3s";
-      card = "/etc/from-file.toml";
+      card = ../cards/from-file.toml;
     };
     agents.here.autoStart = true;
   };
