@@ -92,13 +92,28 @@ void checkWorkspaceLimit(const Settings& settings, const Machine& machine, int d
 
 /// Held while a machine's key is delivered or taken back, so that a key that changes just then can't outlive
 /// the run.
-FileLock lockKey(const Settings& settings, const Machine& machine) {
-  return FileLock(settings.runtimeDirectory + "/lock/key-" + machine.name().str());
+FileLock lockKey(const Settings& settings, const MachineName& machine) {
+  return FileLock(settings.runtimeDirectory + "/lock/key-" + machine.str());
 }
 
 void takeKeyBack(const MachinePaths& paths) {
   removeFile(paths.key);
   removeFile(paths.agentKey);
+}
+
+/// What a run is given on the host under names that only card and settings tell.
+struct Held {
+  std::string interface;
+  Ipv4 address;
+};
+
+/// As prepareMachine wrote it; nothing if it did not, or if the file is damaged.
+std::optional<Held> readHeld(const AgentId& id) {
+  constexpr std::size_t mostBytes = 64;
+  const auto text = readFileIfExists(machinePaths({}, id, {}).held, mostBytes);
+  const auto words = split(trim(text.value_or("")), ' ');
+  const auto address = words.size() == 2 ? Ipv4::parse(words[1]) : std::nullopt;
+  return address ? std::optional(Held{words[0], *address}) : std::nullopt;
 }
 
 /// To the broker or to the agent, as the card says. Without a good key there is none afterwards: who removes
@@ -154,7 +169,7 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
   return record;
 }
 
-constexpr std::chrono::seconds longestWarning{60};
+constexpr std::chrono::seconds longestWarning{60}, timersAccuracy{1};
 
 /// The times at which the TTL's timer fires: for the warning, a minute before the end or a tenth of what is
 /// left, and for the end.
@@ -166,12 +181,12 @@ std::vector<std::chrono::microseconds> timesOfTtl(std::chrono::microseconds dead
 }
 
 /// Why the run ended, as far as systemd's words for it leave that open.
-void judgeEnd(const Machine& machine, const MachinePaths& paths, EndRecord& end) {
+void judgeEnd(const MachineName& machine, const MachinePaths& paths, EndRecord& end) {
   end.at = now();
   try {
     const auto run = readRunRecord(paths.state);
     const bool began = run && run->invocation == end.invocation;
-    const auto kills = oomKills(machine.name());
+    const auto kills = oomKills(machine);
     if (began && kills > run->oomKills) end.oomKills = kills - run->oomKills;
     if (const auto reason = takeStopReason(paths.state)) {
       end.cause = reason->cause;
@@ -181,7 +196,7 @@ void judgeEnd(const Machine& machine, const MachinePaths& paths, EndRecord& end)
     // A failure, and PID 1 ended well: the hook that connects the machine failed.
     const bool unconnected = end.result == "exit-code" && end.code == "exited" && end.status == "0";
     Systemd systemd;
-    const auto job = systemd.job(machine.name().unit());
+    const auto job = systemd.job(machine.unit());
     if (systemd.isStopping())
       end.cause = EndCause::shutdown;
     else if (job == "stop" || job == "restart" || job == "try-restart")
@@ -257,6 +272,18 @@ void syncWorkspace(const Machine& machine) {
     spdlog::warn("{}", errnoError("sync " + machine.card.workspace.str()).what());
 }
 
+/// What prepareMachine and connectMachine gave the run; `held` only if that is known.
+void takeBack(const Settings& settings, const MachineName& machine, const MachinePaths& paths,
+              const std::optional<Held>& held) {
+  {
+    const auto lock = lockKey(settings, machine);
+    takeKeyBack(paths);
+  }
+  removeFile(paths.credentials + "/server-password");
+  unmountMapped(paths.workspace);
+  if (held) removePort(held->interface, held->address);
+}
+
 }  // namespace
 
 void prepareMachine(const Settings& settings, const Machine& machine, const std::string& invocation,
@@ -272,6 +299,11 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   // Opened once: what was judged is what is mounted.
   const Fd workspace = openWorkspace(machine.card.workspace.str());
   checkWorkspaceLimit(settings, machine, workspace.get());
+  // Before anything is given.
+  writeFileAtomically(paths.held,
+                      std::format("{} {}\n", hostInterface(settings, machine.allocation.address),
+                                  machine.allocation.address.str()),
+                      0600);
   mountMapped(workspace.get(), paths.workspace, {agent, agent});
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
   // Of a stop that was killed.
@@ -285,7 +317,7 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
     systemd.startWatch(paths.keyWatch, "API key of agent " + machine.card.id.str(),
                        machine.card.apiKeyFile->str());
   {
-    const auto lock = lockKey(settings, machine);
+    const auto lock = lockKey(settings, machine.name());
     deliverKey(machine, paths, group);
   }
   const auto lock = lockRun(settings, machine);
@@ -339,14 +371,9 @@ void proveImage(const Settings& settings, const Machine& machine, bool server, S
 
 void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  {
-    const auto lock = lockKey(settings, machine);
-    takeKeyBack(paths);
-  }
-  removeFile(paths.credentials + "/server-password");
-  unmountMapped(paths.workspace);
-  removePort(hostInterface(settings, machine.allocation.address), machine.allocation.address);
-  judgeEnd(machine, paths, end);
+  takeBack(settings, machine.name(), paths,
+           Held{hostInterface(settings, machine.allocation.address), machine.allocation.address});
+  judgeEnd(machine.name(), paths, end);
   tellOfEnd(machine, end);
   writeEndRecord(paths.state, end);
   // Not at all costs: while the host goes down there may be no bus any more. A watch that is left
@@ -366,9 +393,26 @@ void releaseMachine(const Settings& settings, const Machine& machine, EndRecord 
   syncWorkspace(machine);
 }
 
+void releaseByRecord(const AgentId& id, EndRecord end) {
+  const MachineName machine(id);
+  const auto held = readHeld(id);
+  const auto paths = machinePaths({}, id, held ? held->address : Ipv4{});
+  takeBack({}, machine, paths, held);
+  judgeEnd(machine, paths, end);
+  if (std::filesystem::exists(paths.state)) writeEndRecord(paths.state, end);
+  Systemd systemd;
+  for (const auto& unit : {paths.ttlTimer, paths.idleTimer, paths.keyWatch}) systemd.stop(unit);
+}
+
+void takeKeyBackByRecord(const AgentId& id) {
+  const auto held = readHeld(id);
+  const auto lock = lockKey({}, MachineName(id));
+  takeKeyBack(machinePaths({}, id, held ? held->address : Ipv4{}));
+}
+
 void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  const auto lock = lockKey(settings, machine);
+  const auto lock = lockKey(settings, machine.name());
   // Within the lock: a machine that ends after this takes the key back when we are done.
   const auto units = systemd.listUnits(machine.name().unit());
   const bool runs = !units.empty() && (units[0].active == "active" || units[0].active == "activating") &&
@@ -414,7 +458,6 @@ void startTtl(const Settings& settings, const Machine& machine, const RunRecord&
 
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  constexpr std::chrono::seconds timersAccuracy{1};
   std::optional<RunRecord> run;
   try {
     const auto lock = lockRun(settings, machine);
@@ -435,6 +478,24 @@ void expireMachine(const Settings& settings, const Machine& machine, Systemd& sy
   // The timer of the end does not start this once more while it runs.
   if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) return;
   endRun(settings, machine, systemd, {.cause = EndCause::ttl, .by = ""});
+}
+
+bool expireByRecord(const AgentId& id, Systemd& systemd) {
+  const auto state = machinePaths({}, id, {}).state;
+  try {
+    const auto run = readRunRecord(state);
+    if (run && !run->ttlDeadline) return true;  // it was taken away just now
+    if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) return false;
+    noteStopReason(state, {.cause = EndCause::ttl, .by = ""});
+  } catch (const Error& problem) {
+    spdlog::warn("{}", problem.what());
+  }
+  const auto unit = MachineName(id).unit();
+  systemd.stopForSure(unit);
+  // Its last hook could not read them either.
+  systemd.resetFailed(unit);
+  spdlog::warn("agent {} was stopped at the end of its TTL", id.str());
+  return true;
 }
 
 void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, const StopReason& reason,
