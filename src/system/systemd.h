@@ -54,6 +54,10 @@ class Systemd {
   /// Forgets that a unit failed, so that it counts as inactive.
   void resetFailed(const std::string& unit);
 
+  /// Has systemd read all units' files again (daemon-reload) if it has this one loaded without `dropIn`, or
+  /// with files that have changed since.
+  void reloadUnit(const std::string& unit, const std::string& dropIn);
+
   /// Units whose name matches the pattern (glob), loaded ones only. One call.
   std::vector<UnitState> listUnits(const std::string& pattern);
   /// ActiveState of one unit; "inactive" if it is not loaded.
