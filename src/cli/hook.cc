@@ -1,4 +1,5 @@
 // Not for people: what our units run. Hidden from --help; HACKING.md lists which unit runs which.
+#include <csignal>
 #include <cstdlib>
 #include <format>
 #include <functional>
@@ -138,6 +139,11 @@ void addHookCommand(CLI::App& app) {
   });
   hook->add_subcommand("proxy-config", "of agentmachine-proxy.service")->callback([] {
     configureProxy(readSettings());
+  });
+  hook->add_subcommand("proxy-names", "of agentmachine-dns.service")->callback([] {
+    Systemd systemd;
+    // squid reads its configuration again, and with it /etc/resolv.conf.
+    systemd.signal("agentmachine-proxy.service", SIGHUP);
   });
   hook->add_subcommand("network-up", "of agentmachine-network.service")->callback([] {
     bringNetworkUp(readSettings());

@@ -193,6 +193,16 @@ void Systemd::stopForSure(const std::string& unit) {
   translated("stop " + unit, [&] { runJob("StopUnit", unit, "replace-irreversibly"); });
 }
 
+void Systemd::signal(const std::string& unit, int number) {
+  if (activeState(unit) != "active") return;
+  translated("signal " + unit, [&] {
+    manager(*bus_)
+        ->callMethod("KillUnit")
+        .onInterface(managerInterface)
+        .withArguments(unit, "main", std::int32_t{number});
+  });
+}
+
 void Systemd::resetFailed(const std::string& unit) {
   try {
     manager(*bus_)->callMethod("ResetFailedUnit").onInterface(managerInterface).withArguments(unit);
