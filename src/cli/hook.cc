@@ -151,6 +151,7 @@ void addHookCommand(CLI::App& app) {
   hook->add_subcommand("network-down", "of agentmachine-network.service")->callback([] {
     takeNetworkDown(readSettings());
   });
+  hook->add_subcommand("filter", "of agentmachine-filter.service")->callback(keepFilter);
 }
 
 }  // namespace agentmachine
