@@ -126,7 +126,10 @@ std::string listIntendedTables(const Settings& settings) {
   constexpr auto script =
       "nft -f - && for family in bridge inet; do nft --stateless --terse list table $family agentmachine || "
       "exit; done && nft --stateless list chain inet agentmachine_connections input";
-  return runChecked({"unshare", "--net", "sh", "-c", script}, renderNftRuleset(settings));
+  // With the rules of one machine, which are not listed: the kernel must know them, too.
+  const Ipv4 address{settings.gateway.value + 1};
+  const auto machine = renderNftElementAdd(hostInterface(settings, address), macAddress(address), address, 1);
+  return runChecked({"unshare", "--net", "sh", "-c", script}, renderNftRuleset(settings) + machine);
 }
 
 FilterState filterState(const std::string& intended) {
