@@ -111,13 +111,28 @@ void attempt(const std::function<void()>& step) {
 
 /// Held while a machine's key is delivered or taken back, so that a key that changes just then can't outlive
 /// the run.
-FileLock lockKey(const Settings& settings, const Machine& machine) {
-  return FileLock(settings.runtimeDirectory + "/lock/key-" + machine.name().str());
+FileLock lockKey(const Settings& settings, const MachineName& machine) {
+  return FileLock(settings.runtimeDirectory + "/lock/key-" + machine.str());
 }
 
 void takeKeyBack(const MachinePaths& paths) {
   removeFile(paths.key);
   removeFile(paths.agentKey);
+}
+
+/// What a run is given on the host under names that only card and settings tell.
+struct Held {
+  std::string interface;
+  Ipv4 address;
+};
+
+/// As prepareMachine wrote it; nothing if it did not, or if the file is damaged.
+std::optional<Held> readHeld(const AgentId& id) {
+  constexpr std::size_t mostBytes = 64;
+  const auto text = readFileIfExists(machinePaths({}, id, {}).held, mostBytes);
+  const auto words = split(trim(text.value_or("")), ' ');
+  const auto address = words.size() == 2 ? Ipv4::parse(words[1]) : std::nullopt;
+  return address ? std::optional(Held{words[0], *address}) : std::nullopt;
 }
 
 /// To the broker or to the agent, as the card says. Without a good key there is none afterwards: who removes
@@ -209,7 +224,7 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
   return record;
 }
 
-constexpr std::chrono::seconds longestWarning{60};
+constexpr std::chrono::seconds longestWarning{60}, timersAccuracy{1};
 
 /// Well below the time that systemd gives a unit for its end.
 constexpr std::chrono::seconds longestSync{5};
@@ -224,12 +239,12 @@ std::vector<std::chrono::microseconds> timesOfTtl(std::chrono::microseconds dead
 }
 
 /// Why the run ended, as far as systemd's words for it leave that open.
-void judgeEnd(const Machine& machine, const MachinePaths& paths, EndRecord& end) {
+void judgeEnd(const MachineName& machine, const MachinePaths& paths, EndRecord& end) {
   end.at = now();
   try {
     const auto run = readRunRecord(paths.state);
     const bool began = run && run->invocation == end.invocation;
-    if (began) end.oomKills = oomKills(machine.name(), run->oomKills);
+    if (began) end.oomKills = oomKills(machine, run->oomKills);
     if (const auto reason = takeStopReason(paths.state)) {
       end.cause = reason->cause;
       end.by = reason->by;
@@ -238,7 +253,7 @@ void judgeEnd(const Machine& machine, const MachinePaths& paths, EndRecord& end)
     // A failure, and PID 1 ended well: the hook that connects the machine failed.
     const bool unconnected = end.result == "exit-code" && end.code == "exited" && end.status == "0";
     Systemd systemd;
-    const auto job = systemd.job(machine.name().unit());
+    const auto job = systemd.job(machine.unit());
     if (systemd.isStopping())
       end.cause = EndCause::shutdown;
     else if (job == "stop" || job == "restart" || job == "try-restart")
@@ -308,6 +323,19 @@ void tellOfEnd(const Machine& machine, const EndRecord& end) {
                         .isWarning = failed || end.oomKills > 0});
 }
 
+/// What prepareMachine and connectMachine gave the run; `held` only if that is known. Whatever fails, the
+/// rest is done. What is left `doctor` tells and `repair` takes away.
+void takeBack(const Settings& settings, const MachineName& machine, const MachinePaths& paths,
+              const std::optional<Held>& held) {
+  attempt([&] {
+    const auto lock = lockKey(settings, machine);
+    takeKeyBack(paths);
+  });
+  attempt([&] { removeFile(paths.credentials + "/server-password"); });
+  attempt([&] { unmountMapped(paths.workspace); });
+  if (held) attempt([&] { removePort(held->interface, held->address); });
+}
+
 }  // namespace
 
 void prepareMachine(const Settings& settings, const Machine& machine, const std::string& invocation,
@@ -325,6 +353,11 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   // Opened once: what was judged is what is mounted.
   const Fd workspace = openWorkspace(machine.card.workspace.str());
   checkWorkspaceLimit(settings, machine, workspace.get());
+  // Before anything is given.
+  writeFileAtomically(paths.held,
+                      std::format("{} {}\n", hostInterface(settings, machine.allocation.address),
+                                  machine.allocation.address.str()),
+                      0600);
   mountMapped(workspace.get(), paths.workspace, {agent, agent});
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
   // Of a stop that was killed.
@@ -333,7 +366,7 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
              MakeDirectory{paths.notices, 0755, {}}},
             systemd);
   {
-    const auto lock = lockKey(settings, machine);
+    const auto lock = lockKey(settings, machine.name());
     const Machine present = presentMachine(settings, machine);
     watchKey(settings, present, systemd);
     deliverKey(settings, present);
@@ -386,18 +419,11 @@ void proveImage(const Settings& settings, const Machine& machine, bool server, S
 
 void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  const auto port = hostInterface(settings, machine.allocation.address);
   // Whatever fails, the rest is done, and the hook ends well: a full disk or a bus that is gone makes no run
-  // that ended well a failure, which systemd would start again. What is left `doctor` tells and `repair`
-  // takes away.
-  attempt([&] {
-    const auto lock = lockKey(settings, machine);
-    takeKeyBack(paths);
-  });
-  attempt([&] { removeFile(paths.credentials + "/server-password"); });
-  attempt([&] { unmountMapped(paths.workspace); });
-  attempt([&] { removePort(port, machine.allocation.address); });
-  judgeEnd(machine, paths, end);
+  // that ended well a failure, which systemd would start again.
+  takeBack(settings, machine.name(), paths,
+           Held{hostInterface(settings, machine.allocation.address), machine.allocation.address});
+  judgeEnd(machine.name(), paths, end);
   attempt([&] { tellOfEnd(machine, end); });
   attempt([&] { noteOomKills(paths.state, end); });
   attempt([&] { writeEndRecord(paths.state, end); });
@@ -422,8 +448,30 @@ void syncWorkspace(const Machine& machine) {
   if (!directory || syncfs(directory.get()) < 0) throw errnoError("sync " + path);
 }
 
+void releaseByRecord(const AgentId& id, EndRecord end) {
+  const MachineName machine(id);
+  const auto held = readHeld(id);
+  const auto paths = machinePaths({}, id, held ? held->address : Ipv4{});
+  takeBack({}, machine, paths, held);
+  judgeEnd(machine, paths, end);
+  attempt([&] {
+    if (std::filesystem::exists(paths.state)) writeEndRecord(paths.state, end);
+  });
+  attempt([&] {
+    Systemd systemd;
+    for (const auto& unit : {paths.ttlTimer, paths.idleTimer, paths.keyWatch})
+      attempt([&] { systemd.stop(unit); });
+  });
+}
+
+void takeKeyBackByRecord(const AgentId& id) {
+  const auto held = readHeld(id);
+  const auto lock = lockKey({}, MachineName(id));
+  takeKeyBack(machinePaths({}, id, held ? held->address : Ipv4{}));
+}
+
 void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
-  const auto lock = lockKey(settings, machine);
+  const auto lock = lockKey(settings, machine.name());
   if (!isUp(machine, systemd)) return;
   const Machine present = presentMachine(settings, machine);
   watchKey(settings, present, systemd);
@@ -435,7 +483,7 @@ void changeKey(const Settings& settings, const Machine& machine, Systemd& system
 }
 
 void renewKey(const Settings& settings, const Machine& known, Systemd& systemd) {
-  const auto lock = lockKey(settings, known);
+  const auto lock = lockKey(settings, known.name());
   if (!isUp(known, systemd)) return;
   const Machine machine = presentMachine(settings, known);
   if (!machine.card.apiKeyFile) return;
@@ -464,7 +512,7 @@ FileLock lockRun(const Settings& settings, const Machine& machine) {
 }
 
 void removeRunLocks(const Settings& settings, const Machine& machine) {
-  lockKey(settings, machine).removeFile();
+  lockKey(settings, machine.name()).removeFile();
   lockRun(settings, machine).removeFile();
 }
 
@@ -482,7 +530,6 @@ void startTtl(const Settings& settings, const Machine& machine, const RunRecord&
 
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  constexpr std::chrono::seconds timersAccuracy{1};
   std::optional<RunRecord> run;
   try {
     const auto lock = lockRun(settings, machine);
@@ -503,6 +550,24 @@ void expireMachine(const Settings& settings, const Machine& machine, Systemd& sy
   // The timer of the end does not start this once more while it runs.
   if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) return;
   endRun(settings, machine, systemd, {.cause = EndCause::ttl, .by = ""});
+}
+
+bool expireByRecord(const AgentId& id, Systemd& systemd) {
+  const auto state = machinePaths({}, id, {}).state;
+  try {
+    const auto run = readRunRecord(state);
+    if (run && !run->ttlDeadline) return true;  // it was taken away just now
+    if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) return false;
+    noteStopReason(state, {.cause = EndCause::ttl, .by = ""});
+  } catch (const Error& problem) {
+    spdlog::warn("{}", problem.what());
+  }
+  const auto unit = MachineName(id).unit();
+  systemd.stopForSure(unit);
+  // Its last hook could not read them either.
+  systemd.resetFailed(unit);
+  spdlog::warn("agent {} was stopped at the end of its TTL", id.str());
+  return true;
 }
 
 void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, const StopReason& reason,

@@ -182,8 +182,21 @@ void checkKernel(const DoctorFacts& facts, Findings& findings) {
        "modprobe veth, or boot a kernel with CONFIG_VETH");
   need(kernel.bridge, "no bridge can be made", "machines are connected to one",
        "modprobe bridge, or boot a kernel with CONFIG_BRIDGE");
+  const auto lacks = [&](bool there, std::string_view what, std::string_view guards,
+                         std::string_view remedy) {
+    if (!there) findings.warning("kernel", std::string(what), std::string(guards), std::string(remedy));
+  };
+  lacks(kernel.bandwidth, "the bandwidth of an interface can't be limited",
+        "machines whose cards have network_mbit do not start",
+        "modprobe sch_tbf, or boot a kernel with CONFIG_NET_SCH_TBF");
+  lacks(kernel.socketDestroy, "connections of others can't be cut",
+        "`deny` leaves open what a machine has open already", "boot a kernel with CONFIG_INET_DIAG_DESTROY");
+  lacks(kernel.loopDevices, "there are no loop devices",
+        "a workspace whose file system has no project quotas can't be limited by disk_mb",
+        "modprobe loop, or boot a kernel with CONFIG_BLK_DEV_LOOP");
   if (!findings.has("kernel"))
-    findings.ok("kernel", "seccomp, user namespaces, BPF for control groups, veth and bridge");
+    findings.ok("kernel",
+                "seccomp, user namespaces, BPF for control groups, veth, bridge, tbf, SOCK_DESTROY and loop");
 }
 
 void checkCgroups(const DoctorFacts& facts, Findings& findings) {
@@ -228,6 +241,7 @@ void checkUnit(const UnitFacts& unit, bool mustRun, const std::string& guards, F
 void checkUnits(const DoctorFacts& facts, Findings& findings) {
   const std::map<std::string, std::string> guards = {
       {"agentmachine-network.service", "it is the bridge and the packet filter around machines"},
+      {"agentmachine-filter.service", "it puts the packet filter back when somebody flushes nft's rules"},
       {"agentmachine-proxy.service", "it is machines' only way out, and no machine starts without it"},
       {"agentmachine-render.service", "after a boot it brings back the machines there were"}};
   for (const auto& unit : facts.units)
@@ -262,7 +276,8 @@ void checkNetwork(const DoctorFacts& facts, Findings& findings) {
     // Without the proxy's user no kernel takes the rules.
     findings.problem(
         "packet-filter", "the packet filter can't be loaded: " + refusal, filterGuards,
-        "boot a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_BRIDGE and CONFIG_NF_TABLES_INET, and: " +
+        "boot a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_BRIDGE, CONFIG_NF_TABLES_INET and "
+        "CONFIG_NFT_CONNLIMIT, and: " +
             install(facts, "nftables"));
   else if (filter == FilterState::missing)
     findings.mendable(Level::problem, "packet-filter",
@@ -356,9 +371,10 @@ void checkMachine(const DoctorFacts& facts, const MachineFacts& machine, Finding
   rendered(machine.missing, "is missing");
   rendered(machine.altered, "was altered");
   if (machine.running && !machine.filterKnows)
-    findings.problem(check,
-                     std::format("machine {} runs, and the packet filter does not know it", machine.name),
-                     "it is cut off from the proxy", "agentmachine restart " + machine.id);
+    findings.mendable(Level::problem, check,
+                      std::format("machine {} runs, and the packet filter does not know it", machine.name),
+                      "it is cut off from the proxy",
+                      {"systemctl", "reload-or-restart", "agentmachine-network.service"});
   if (!machine.keyProblem.empty())
     findings.problem(
         check, std::format("key file {} of machine {} {}", machine.keyFile, machine.name, machine.keyProblem),

@@ -50,10 +50,22 @@ bool inPath(const std::string& program) {
 std::map<std::string, std::string> missingPrograms() {
   // What src/system and src/apply run, and what the units need.
   const std::map<std::string, std::string> packages = {
-      {"bridge", "iproute2"},    {"ip", "iproute2"},
-      {"journalctl", "systemd"}, {"machinectl", "systemd-container"},
-      {"nft", "nftables"},       {"nsenter", "util-linux"},
-      {"openssl", "openssl"},    {"systemd-nspawn", "systemd-container"},
+      {"bridge", "iproute2"},
+      {"ip", "iproute2"},
+      {"journalctl", "systemd"},
+      {"losetup", "mount"},
+      {"machinectl", "systemd-container"},
+      {"mkfs.ext4", "e2fsprogs"},
+      {"mount", "mount"},
+      {"nft", "nftables"},
+      {"nsenter", "util-linux"},
+      {"openssl", "openssl"},
+      {"resize2fs", "e2fsprogs"},
+      {"ss", "iproute2"},
+      {"systemd-analyze", "systemd"},
+      {"systemd-creds", "systemd"},
+      {"systemd-nspawn", "systemd-container"},
+      {"tc", "iproute2"},
       {"unshare", "util-linux"},
   };
   std::map<std::string, std::string> missing;
@@ -81,8 +93,8 @@ DirectoryFacts directoryFacts(const std::string& path, mode_t most) {
 /// `name` and the three lines that systemd prints for each unit, in the order asked.
 std::vector<UnitFacts> unitFacts() {
   std::vector<UnitFacts> units;
-  for (const std::string name :
-       {"agentmachine-network.service", "agentmachine-proxy.service", "agentmachine-render.service"}) {
+  for (const std::string name : {"agentmachine-network.service", "agentmachine-filter.service",
+                                 "agentmachine-proxy.service", "agentmachine-render.service"}) {
     UnitFacts unit{.name = name, .load = "not-found", .active = "inactive", .enabled = ""};
     const auto text =
         said({"systemctl", "show", "--property=LoadState,ActiveState,UnitFileState", name}).value_or("");

@@ -112,6 +112,7 @@ MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 addr
           .opencode = runtime + "/opencode.json",
           .credentials = runtime + "/credentials",
           .workspace = settings.runtimeDirectory + "/workspaces/" + name.str(),
+          .held = runtime + "/held",
           .notices = runtime + "/notices",
           .policy = settings.runtimeDirectory + "/policy/" + address.str(),
           .key = settings.runtimeDirectory + "/keys/" + address.str(),

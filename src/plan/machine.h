@@ -97,7 +97,8 @@ struct MachinePaths {
   std::string opencode;     ///< opencode.json, bound over the image's
   std::string credentials;  ///< directory bound into the machine for its PID 1 alone
   std::string
-      workspace;        ///< mount point of the workspace as the agent's own; in no directory that is removed
+      workspace;     ///< mount point of the workspace as the agent's own; in no directory that is removed
+  std::string held;  ///< what the present run was given on the host: its end may have to do without the card
   std::string notices;  ///< directory bound into the machine: when it ends, for whoever in it wants to know
   std::string policy;   ///< what the proxy lets this address do
   std::string key;      ///< the API key as delivered to the broker; only while the machine runs

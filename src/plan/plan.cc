@@ -241,6 +241,9 @@ struct Describe {
   std::string operator()(const Remove& action) const { return std::format("remove {}\n", action.path); }
   std::string operator()(const StartUnit& action) const { return std::format("start {}\n", action.unit); }
   std::string operator()(const StopUnit& action) const { return std::format("stop {}\n", action.unit); }
+  std::string operator()(const ReloadUnit& action) const {
+    return std::format("reload {} if it is loaded with another {}\n", action.unit, action.dropIn);
+  }
   std::string operator()(const MakeWorkspace& action) const {
     return std::format("workspace {} {}\n", action.path, describeOwner(action.owner));
   }
@@ -336,6 +339,8 @@ Plan planRender(const Machine& machine, const Host& host) {
              planPolicy(machine, host),
              MakeDirectory{"/run/systemd/system/" + machine.name().unit() + ".d", 0755, {}},
              WriteFile{paths.dropIn, renderDropIn(machine, settings, host.program), 0644, {}},
+             // Before there is anything to start: it must not start without its drop-in.
+             ReloadUnit{machine.name().unit(), paths.dropIn},
              MakeDirectory{"/run/systemd/nspawn", 0755, {}},
              // Root's alone: it holds the card's environment.
              WriteFile{paths.settings, renderNspawnSettings(machine, settings, host.init), 0600, {}},

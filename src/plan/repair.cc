@@ -206,6 +206,8 @@ Plan planMissing(const Machine& machine, const Host& host, const Remains& remain
   for (std::size_t i = 0; i < plan.size(); ++i) {
     if (std::holds_alternative<StartUnit>(plan[i])) {
       if (!remains.mounts.contains(machine.card.workspace.str())) missing.push_back(plan[i]);
+    } else if (const auto* reload = std::get_if<ReloadUnit>(&plan[i])) {
+      if (!missing.empty() && pathOf(missing.back()) == reload->dropIn) missing.push_back(plan[i]);
     } else if (compare(plan[i], found) != Rendered::asPlanned &&
                !(running && compare(waiting[i], found) == Rendered::asPlanned)) {
       missing.push_back(plan[i]);

@@ -1,5 +1,6 @@
 #include "system/systemd.h"
 
+#include <algorithm>
 #include <charconv>
 #include <condition_variable>
 #include <csignal>
@@ -210,6 +211,16 @@ void Systemd::stopForSure(const std::string& unit) {
   translated("stop " + unit, [&] { runJob("StopUnit", unit, "replace-irreversibly"); });
 }
 
+void Systemd::signal(const std::string& unit, int number) {
+  if (activeState(unit) != "active") return;
+  translated("signal " + unit, [&] {
+    manager(*bus_)
+        ->callMethod("KillUnit")
+        .onInterface(managerInterface)
+        .withArguments(unit, "main", std::int32_t{number});
+  });
+}
+
 void Systemd::resetFailed(const std::string& unit) {
   try {
     manager(*bus_)->callMethod("ResetFailedUnit").onInterface(managerInterface).withArguments(unit);
@@ -217,6 +228,22 @@ void Systemd::resetFailed(const std::string& unit) {
     if (cause.getName() == "org.freedesktop.systemd1.NoSuchUnit") return;
     throw Error("reset " + unit + ": " + cause.getMessage());
   }
+}
+
+void Systemd::reloadUnit(const std::string& unit, const std::string& dropIn) {
+  if (listUnits(unit).empty()) return;
+  translated("reload " + unit, [&] {
+    constexpr auto interface = "org.freedesktop.systemd1.Unit";
+    const auto loaded = unitProxy(*bus_, unit);
+    const auto dropIns =
+        loaded->getProperty("DropInPaths").onInterface(interface).get<std::vector<std::string>>();
+    // A directory that is new since it read the units is none to NeedDaemonReload.
+    if (std::ranges::contains(dropIns, dropIn) &&
+        !loaded->getProperty("NeedDaemonReload").onInterface(interface).get<bool>())
+      return;
+    // It takes seconds where there are many units and the host is busy; 25 of them is the bus's own limit.
+    manager(*bus_)->callMethod("Reload").onInterface(managerInterface).withTimeout(std::chrono::minutes(2));
+  });
 }
 
 std::vector<UnitState> Systemd::listUnits(const std::string& pattern) {

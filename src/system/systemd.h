@@ -52,8 +52,14 @@ class Systemd {
   /// As stop, and no start takes the job out of the queue: one that is asked for meanwhile is refused
   /// ("replace-irreversibly", org.freedesktop.systemd1(5)).
   void stopForSure(const std::string& unit);
+  /// Sends a service's main process a signal; one that has none is left alone.
+  void signal(const std::string& unit, int number);
   /// Forgets that a unit failed, so that it counts as inactive.
   void resetFailed(const std::string& unit);
+
+  /// Has systemd read all units' files again (daemon-reload) if it has this one loaded without `dropIn`, or
+  /// with files that have changed since.
+  void reloadUnit(const std::string& unit, const std::string& dropIn);
 
   /// Units whose name matches the pattern (glob), loaded ones only. One call.
   std::vector<UnitState> listUnits(const std::string& pattern);
