@@ -52,8 +52,8 @@ void addCheckCommand(CLI::App& app, int& status) {
   command->add_flag("--json", *json, "print a JSON array, with an object for each problem")
       ->needs(cardOption)
       ->excludes(settingsOption);
-  command->require_option(1, 0);
   command->callback([cards, json, settings, &status] {
+    if (cards->empty() && settings->empty()) throw CLI::RequiredError("CARD or --settings");
     if (*json) {
       const auto [array, good] = inJson(*cards);
       std::cout << array << "\n";
