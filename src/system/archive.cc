@@ -166,7 +166,8 @@ class Unpacker {
         archive_entry_gid(entry) < 0 || archive_entry_gid(entry) > highestId)
       throw Error(std::format("its owner {}:{} is above {}, and no machine has such users",
                               archive_entry_uid(entry), archive_entry_gid(entry), highestId));
-    if (path.ends_with(".nspawn") && directoryOf(path).empty())
+    // As a directory, too, which may be there because something is in it.
+    if (path.substr(0, path.find('/')).ends_with(".nspawn"))
       throw Error("it is a settings file of systemd-nspawn: an image must not bring its own");
     if (path.empty() && (type != AE_IFDIR || archive_entry_hardlink(entry)))
       throw Error("the root is not a directory");

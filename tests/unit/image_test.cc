@@ -219,6 +219,8 @@ TEST_F(Images, RefusesWhatCouldReachOut) {
        "x: it is a hard link to y, which is no file before it in the archive"},
       {{{"root.nspawn"}},
        "root.nspawn: it is a settings file of systemd-nspawn: an image must not bring its own"},
+      {{{"root.nspawn/file"}},
+       "root.nspawn/file: it is a settings file of systemd-nspawn: an image must not bring its own"},
       {{link(".", "/")}, ".: the root is not a directory"},
   };
   for (const auto& [entries, message] : cases) EXPECT_EQ(refusal(entries), message);
