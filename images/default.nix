@@ -174,6 +174,7 @@ rootfs {
     extraPackages = [ (runCommand "forbidden-${name}" { } "mkdir -p $out/bin\n${script}\nchmod 555 $out/bin/*") ];
   }).tarball) {
     bash = "cp ${busybox}/bin/busybox $out/bin/bash";
+    node = "cp ${busybox}/bin/busybox $out/bin/node";
     perl = "cp ${busybox}/bin/busybox $out/bin/perl5.40";
     python = "cp ${busybox}/bin/busybox $out/bin/python3";
     script = "printf '#!/usr/bin/env python3\\n' > $out/bin/innocent";
@@ -185,4 +186,33 @@ rootfs {
       in
       (rootfs { extraPackages = [ innocent ]; disallowedRequisites = [ innocent ]; }).tarball;
   };
+
+  # For images/check: packages with the scripts that nixpkgs' git and curl have, and an image with what is left of them.
+  withoutScripts =
+    let
+      inherit (import ../nix/without-scripts.nix { inherit runCommand dash; }) git only;
+      bash = runCommand "bash-5" { } ''
+        mkdir -p $out/bin
+        for name in bash sh sed gettext.sh; do cp ${busybox}/bin/busybox $out/bin/$name; done
+      '';
+      gitWithScripts = runCommand "git-with-scripts" { nativeBuildInputs = [ package.sed package.grep ]; } ''
+        within() { mkdir -p $out/$1; cd $out/$1; }
+        within bin; printf '#!%s\nexec true\n' ${bash}/bin/bash > git-shell-script
+        within libexec/git-core; printf '#!%s\n. %s\n%s p\n' ${bash}/bin/sh ${bash}/bin/gettext.sh ${bash}/bin/sed > git-submodule
+        within share/git/contrib; printf '#!%s\n' ${bash}/bin/bash > git-jump
+        within share/bash-completion; printf '. %s\n' ${bash}/bin/bash > git
+        within share/git-core/templates/hooks; printf '#!/usr/bin/perl\n' > fsmonitor-watchman.sample
+        printf '#!%s\n' ${bash}/bin/bash > pre-push.sample
+        chmod -R 555 $out/bin $out/libexec $out/share/git*
+        chmod -R u+w $out
+        ${git}
+      '';
+      curlWithScripts = runCommand "curl-with-scripts" { } ''
+        mkdir -p $out/bin
+        cp ${busybox}/bin/busybox $out/bin/curl
+        printf '#!%s\n' ${bash}/bin/bash > $out/bin/wcurl
+        chmod 555 $out/bin/*
+      '';
+    in
+    (rootfs { extraPackages = [ gitWithScripts (only "curl" curlWithScripts) ]; disallowedRequisites = [ bash ]; }).tarball;
 }

@@ -9,21 +9,16 @@ let
   inherit (pkgs) lib dash;
   npm = lib.importJSON ../images/npm.lock.json;
 
-  # nixpkgs' git runs its scripts, aliases and hooks with bash, and names tools whose packages bring bash along.
+  withoutScripts = import ./without-scripts.nix {
+    inherit (pkgs) runCommand;
+    inherit dash;
+  };
+
+  # nixpkgs' git runs its scripts, aliases and hooks with bash.
   git = (pkgs.gitMinimal.override { nlsSupport = false; }).overrideAttrs (old: {
     makeFlags = lib.filter (flag: !lib.hasPrefix "SHELL_PATH=" flag) old.makeFlags ++ [ "SHELL_PATH=${dash}/bin/dash" ];
     doInstallCheck = false; # the tests want bash and perl
-    postFixup = (old.postFixup or "") + ''
-      rm -rf $out/share/git/contrib $out/share/bash-completion
-      grep -rlI '^#!' $out/bin $out/libexec | xargs sed -i -E \
-        -e 's,${builtins.storeDir}/[^/ ]*/bin/(ba)?sh\>,${dash}/bin/dash,g' \
-        -e 's,${builtins.storeDir}/[^/ ]*/bin/(grep|sed|awk|cut|basename|dirname|wc|tr|gettext\.sh)\>,\1,g'
-    '';
-  });
-
-  # Its egrep and fgrep are bash scripts.
-  gnugrep = pkgs.gnugrep.overrideAttrs (old: {
-    postFixup = (old.postFixup or "") + "\nrm -f $out/bin/egrep $out/bin/fgrep\n";
+    postFixup = (old.postFixup or "") + withoutScripts.git;
   });
 
   pinnedOpencode = pkgs.stdenv.mkDerivation {
@@ -33,15 +28,26 @@ let
       url = "${npmRegistry}/${npm.path}";
       hash = npm.integrity;
     };
+    strictDeps = true;
     nativeBuildInputs = [ pkgs.autoPatchelfHook ];
     dontStrip = true; # Bun keeps the program in a section of its own
     installPhase = "install -D -m 555 bin/opencode $out/bin/opencode";
     doInstallCheck = true;
     installCheckPhase = ''[ "$(HOME=$TMPDIR $out/bin/opencode --version)" = ${npm.version} ]'';
+    meta = {
+      description = "AI coding agent";
+      license = lib.licenses.mit;
+      sourceProvenance = [ lib.sourceTypes.binaryNativeCode ];
+      mainProgram = "opencode";
+      platforms = [ "x86_64-linux" ];
+    };
   };
 
   # nixpkgs wraps it; in the image the tools that the wrapper would name are in PATH.
-  plainOpencode = pkgs.runCommand "opencode-${pkgs.opencode.version}" { passthru = { inherit (pkgs.opencode) version; }; } ''
+  plainOpencode = pkgs.runCommand "opencode-${pkgs.opencode.version}" {
+    passthru = { inherit (pkgs.opencode) version; };
+    meta = { inherit (pkgs.opencode.meta) description license mainProgram platforms; };
+  } ''
     program=${pkgs.opencode}/bin/.opencode-wrapped
     [ -e $program ] || program=${pkgs.opencode}/bin/opencode
     mkdir -p $out/bin
@@ -57,7 +63,9 @@ let
   '';
 in
 pkgs.callPackage ./rootfs.nix {
-  inherit git gnugrep opencode extraPackages;
+  inherit git opencode extraPackages;
+  curl = withoutScripts.only "curl" pkgs.curl;
+  gnugrep = withoutScripts.only "grep" pkgs.gnugrep;
   chosenPackages = lib.genAttrs chosen (
     name: lib.attrByPath (lib.splitString "." name) (throw "nixpkgs has no package called ${name}") pkgs
   );
@@ -66,6 +74,7 @@ pkgs.callPackage ./rootfs.nix {
   disallowedRequisites = [
     pkgs.bash
     pkgs.bashInteractive
+    pkgs.runtimeShellPackage
     pkgs.perl
     pkgs.python3
   ];

@@ -25,6 +25,7 @@ stdenv.mkDerivation {
   pname = "agentmachine-init";
   version = import ./version.nix;
   src = import ./source.nix { inherit lib; };
+  strictDeps = true;
   nativeBuildInputs = [
     meson
     ninja

@@ -20,6 +20,7 @@ let
     "autostart"
   ];
   isKeyFile = property: property.format or "" == "key-file";
+  keyFields = builtins.attrNames (lib.filterAttrs (_: isKeyFile) properties);
 
   # api_key_file → apiKeyFile
   camelCase =
@@ -53,6 +54,7 @@ let
     lib.nameValuePair (camelCase name) (mkOption {
       type = types.nullOr (typeOf property);
       default = null;
+      example = exampleOf property;
       description =
         "The card's `${name}`: ${property.description}."
         + lib.optionalString (property ? default) " If null: `${builtins.toJSON property.default}`."
@@ -60,6 +62,13 @@ let
         + lib.optionalString (name == "environment") " All users of the host can read it, in the Nix store: no secrets.";
     })
   );
+
+  exampleOf =
+    property:
+    if property ? properties then
+      lib.mapAttrs' (name: inner: lib.nameValuePair (camelCase name) (exampleOf inner)) property.properties
+    else
+      builtins.head property.examples;
 
   fieldsFrom =
     properties: values:
@@ -73,11 +82,18 @@ let
       ) properties
     );
 
-  keyFilesOf =
+  # What an agent's card says, in the card's own spelling. A card that is built can't be read before it is.
+  cardOf =
     agent:
-    builtins.filter (file: file != null) (
-      map (name: agent.${camelCase name}) (builtins.attrNames (lib.filterAttrs (_: isKeyFile) properties))
-    );
+    if agent.card == null then
+      fieldsFrom properties agent
+    else if !builtins.isPath agent.card then
+      { }
+    else if isToml agent.card then
+      lib.importTOML agent.card
+    else
+      lib.importJSON agent.card;
+  isToml = file: lib.hasSuffix ".toml" (toString file);
 
   agentModule =
     { name, config, ... }:
@@ -88,8 +104,9 @@ let
           default = null;
           example = lib.literalExpression "./ada.json";
           description = ''
-            A card, JSON or TOML, in place of the options here that are named after a card's fields. It is copied to the
-            Nix store, where all users can read it: a card names the file of a key and never holds one.
+            A card, JSON or TOML, in place of the options here that are named after a card's fields: a path, or something
+            that is built. It is copied to the Nix store, where all users can read it: a card names the file of a key and
+            never holds one.
           '';
         };
         engine = mkOption {
@@ -98,6 +115,7 @@ let
             "k3s"
           ];
           default = "machine";
+          example = "k3s";
           description = ''
             Where the agent runs: in a machine of this host, or in the cluster whose server this host is, as
             `agentmachine export kubernetes` writes it. doc/kubernetes.md tells what a cluster keeps of a machine's promises,
@@ -107,11 +125,13 @@ let
         autoStart = mkOption {
           type = types.bool;
           default = false;
+          example = true;
           description = "Whether the machine is started with the host, and by each switch to a configuration.";
         };
         restartIfChanged = mkOption {
           type = types.bool;
           default = true;
+          example = false;
           description = ''
             Whether a switch to a configuration with another card restarts the machine, if it runs. If not, the new
             card's hosts count at once, the rest of it from the machine's next start.
@@ -122,7 +142,10 @@ let
           default = cfg.user;
           defaultText = lib.literalExpression "config.services.agentmachine.user";
           example = "alice";
-          description = "To whom the workspace belongs, and what the agent writes there. Not root.";
+          description = ''
+            To whom the workspace belongs, and what the agent writes there. Not root. Of a {option}`card` that is built the
+            workspace isn't known, so there it can't be set.
+          '';
         };
       };
       config = lib.mkIf (config.card == null) {
@@ -135,7 +158,9 @@ let
 
   addressParts = lib.splitString "/" cfg.network.address;
   gateway = builtins.head addressParts;
+  # Of these the first means agentmachine's own with every port.
   ownProxy = builtins.elem cfg.proxy [
+    "http://127.0.0.1:3128"
     "http://127.0.0.1:${toString cfg.network.proxyPort}"
     "http://${gateway}:${toString cfg.network.proxyPort}"
   ];
@@ -162,7 +187,7 @@ let
   # Files.
 
   declaredDirectory = "/etc/agentmachine/declared";
-  cardName = id: agent: if agent.card != null && lib.hasSuffix ".toml" (toString agent.card) then "${id}.toml" else "${id}.json";
+  cardName = id: agent: if agent.card != null && isToml agent.card then "${id}.toml" else "${id}.json";
   cardFile =
     id: agent:
     pkgs.runCommand "agentmachine-card-${id}"
@@ -171,7 +196,7 @@ let
           if agent.card != null then
             agent.card
           else
-            pkgs.writeText "${id}.json" (builtins.toJSON ({ agent_id = id; } // fieldsFrom properties agent) + "\n");
+            pkgs.writeText "${id}.json" (builtins.toJSON ({ agent_id = id; } // cardOf agent) + "\n");
       }
       ''
         cp "$card" ${cardName id agent}
@@ -190,25 +215,44 @@ let
       ${lib.concatStringsSep " " (lib.mapAttrsToList cardName pods)} >$out
   '';
 
-  # JSON's strings, numbers, booleans and lists of them are TOML's, too.
-  settingsText = lib.concatStrings (
-    lib.mapAttrsToList (name: value: "${name} = ${builtins.toJSON value}\n") (
-      lib.filterAttrs (_: value: value != null) cfg.settings
-    )
-  );
+  format = pkgs.formats.toml { };
+  settingsFile = format.generate "agentmachine.conf" cfg.settings;
+  checkedSettings = pkgs.runCommand "agentmachine.conf" { settings = settingsFile; } ''
+    ${cfg.package}/bin/agentmachine check --settings "$settings" >&2
+    cp "$settings" $out
+  '';
 
   # An image for each choice of packages that a declared agent makes, besides the one of all others.
   choices = lib.unique (
     builtins.filter (chosen: chosen != [ ]) (
-      lib.mapAttrsToList (
-        _: agent: builtins.sort builtins.lessThan (lib.unique (if agent.packages == null then [ ] else agent.packages))
-      ) machines
+      lib.mapAttrsToList (_: agent: builtins.sort builtins.lessThan (lib.unique (cardOf agent).packages or [ ])) machines
     )
   );
-  imageWith = chosen: (import ./image.nix { inherit pkgs chosen; extraPackages = cfg.image.packages; }).tree;
+  imageWith =
+    chosen:
+    (import ./image.nix {
+      inherit pkgs chosen;
+      inherit (cfg.image) npmRegistry;
+      extraPackages = cfg.image.packages;
+    }).tree;
   images = [ cfg.image.rootfs ] ++ map imageWith choices;
 
   inStore = path: lib.hasPrefix builtins.storeDir path;
+
+  # In tmpfiles.settings, which quotes a path and escapes nothing.
+  tmpfilesPath =
+    lib.replaceStrings
+      [
+        "%"
+        "\\"
+        "'"
+      ]
+      [
+        "%%"
+        "\\x5c"
+        "\\x27"
+      ];
+  directory = mode: user: group: { d = { inherit mode user group; }; };
 in
 {
   options.services.agentmachine = {
@@ -218,25 +262,25 @@ in
       type = types.package;
       default = pkgs.agentmachine or (pkgs.callPackage ./package.nix { });
       defaultText = lib.literalExpression "pkgs.agentmachine";
+      example = lib.literalExpression "inputs.agentmachine.packages.x86_64-linux.agentmachine";
       description = "The agentmachine to use.";
     };
 
-    proxyPackage = mkOption {
-      type = types.package;
-      default = pkgs.squid;
-      defaultText = lib.literalExpression "pkgs.squid";
-      description = "The squid, 6 or newer and built with OpenSSL, that is every machine's only way out.";
+    proxyPackage = lib.mkPackageOption pkgs "squid" {
+      extraDescription = "It is every machine's only way out: 6 or newer, built with OpenSSL.";
     };
 
     agentsDir = mkOption {
       type = types.str;
       default = "/mnt/agents";
+      example = "/srv/agents";
       description = "The directory of the workspaces of agents that name no other.";
     };
 
     cardsDir = mkOption {
       type = types.str;
       default = "/etc/opencode-agents";
+      example = "/srv/cards";
       description = ''
         Where `agentmachine start ID` looks for ID.json or ID.toml: cards that need no rebuild. It is a plain directory,
         root's, and what is in it is never touched.
@@ -245,17 +289,20 @@ in
 
     proxy = mkOption {
       type = types.str;
-      default = "http://127.0.0.1:3128";
+      default = "http://127.0.0.1:${toString cfg.network.proxyPort}";
+      defaultText = lib.literalExpression ''"http://127.0.0.1:''${toString config.services.agentmachine.network.proxyPort}"'';
       example = "http://10.100.1.1:3128";
       description = ''
         By which proxy declared agents reach their hosts. The default is agentmachine's own; another is asked through it,
-        and cards may then name it as well.
+        and cards may then name it as well. The broker that adds keys can't reach a provider through it: an agent with
+        another proxy has to have `api_key_delivery = "credential"` in its card.
       '';
     };
 
     user = mkOption {
       type = types.str;
       default = "opencode-agent";
+      example = "alice";
       description = "To whom workspaces belong that nobody in particular asked for. The default user is made if absent.";
     };
 
@@ -263,16 +310,19 @@ in
       bridge = mkOption {
         type = types.strMatching "[A-Za-z0-9._-]{1,15}";
         default = "agents0";
+        example = "robots0";
         description = "The bridge that machines are connected to.";
       };
       address = mkOption {
         type = types.strMatching "[0-9]{1,3}(\\.[0-9]{1,3}){3}/[0-9]{1,2}";
         default = "10.213.0.1/16";
+        example = "10.99.0.1/24";
         description = "The host's address on the bridge and the length of its network, 8 to 29.";
       };
       proxyPort = mkOption {
         type = types.port;
         default = 3128;
+        example = 8888;
         description = "Where machines reach the filtering proxy, on that address.";
       };
     };
@@ -280,6 +330,7 @@ in
     broker.port = mkOption {
       type = types.port;
       default = 8081;
+      example = 8889;
       description = "Where machines reach their model provider, on the bridge's address; the key is added there.";
     };
 
@@ -287,16 +338,27 @@ in
       packages = mkOption {
         type = types.listOf types.package;
         default = [ ];
-        example = lib.literalExpression "[ pkgs.nodejs pkgs.jq ]";
+        example = lib.literalExpression "[ pkgs.jq ]";
         description = ''
-          What the image holds besides what every image does (dash, coreutils, grep, sed, git, curl, ripgrep, opencode).
-          Packages that bring bash, Perl or Python along are refused when the image is built.
+          What every machine's image holds besides dash, coreutils, grep, sed, git, curl, ripgrep and opencode. Packages that
+          are or bring along bash, Perl, Python, Ruby or Node.js are refused when the image is built: those go to the agents
+          that need them, by {option}`services.agentmachine.agents.<name>.packages`.
+        '';
+      };
+      npmRegistry = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "https://npm.corp.example";
+        description = ''
+          The npm registry from which opencode is taken, in the very version that agentmachine is tested with, by its hash.
+          If null it is nixpkgs' opencode, in whatever version that is.
         '';
       };
       rootfs = mkOption {
         type = types.package;
-        default = (import ./image.nix { inherit pkgs; extraPackages = cfg.image.packages; }).tree;
+        default = imageWith [ ];
         defaultText = lib.literalExpression "the image from nix/image.nix with image.packages";
+        example = lib.literalExpression "./agentmachine-rootfs.tar";
         description = "The root file system that new machines get, as `agentmachine image import` takes it: a directory, used where it is, or a tarball.";
       };
     };
@@ -306,7 +368,14 @@ in
       directory = mkOption {
         type = types.str;
         default = "/var/lib/prometheus/node-exporter";
+        example = "/var/lib/node_exporter";
         description = "The directory that node_exporter reads: its {option}`--collector.textfile.directory`.";
+      };
+      listen = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "127.0.0.1:9814";
+        description = "Address on loopback at which a Prometheus of this host gets the metrics itself, at /metrics.";
       };
     };
 
@@ -314,39 +383,37 @@ in
       replicas = mkOption {
         type = types.ints.between 1 1000;
         default = 1;
-        description = "How many of each agent there are in the cluster. They share its workspace.";
+        example = 2;
+        description = "How many of each agent there are in the cluster. They share its workspace, and may undo each other's work.";
       };
       namespace = mkOption {
         type = types.strMatching "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?";
         default = "opencode-agent";
+        example = "agents";
         description = "The namespace of all of it.";
       };
       image = mkOption {
         type = types.strMatching "[a-zA-Z0-9./:@_-]+";
         default = "localhost/agentmachine:latest";
+        example = "registry.corp.example/agentmachine:0.1.0";
         description = "The agent's image, which `agentmachine image export --oci` writes.";
       };
       proxyImage = mkOption {
         type = types.strMatching "[a-zA-Z0-9./:@_-]+";
         default = "localhost/agentmachine-squid:6.13";
+        example = "registry.corp.example/squid:6.13";
         description = "The proxy's image, made from images/squid/Containerfile.";
       };
     };
 
     settings = mkOption {
-      type = types.attrsOf (
-        types.nullOr (
-          types.oneOf [
-            types.bool
-            types.int
-            types.str
-            (types.listOf types.str)
-          ]
-        )
-      );
+      inherit (format) type;
       default = { };
       example = lib.literalExpression ''{ private_hosts = [ "git.corp.example:443" ]; }'';
-      description = "{file}`/etc/agentmachine/agentmachine.conf`; agentmachine(1) lists what it may hold.";
+      description = ''
+        {file}`/etc/agentmachine/agentmachine.conf`; agentmachine(1) lists what it may hold. The program checks it while the
+        system is built.
+      '';
     };
 
     agents = mkOption {
@@ -395,6 +462,18 @@ in
               }); write them into the card";
             }
             {
+              assertion = agent.card == null || builtins.isPath agent.card || inStore (toString agent.card);
+              message = "services.agentmachine.agents.${id}.card: ${toString agent.card} is not there when the system is built; give a path without quotes, such as ./${id}.json";
+            }
+            {
+              assertion = agent.card == null || builtins.isPath agent.card || agent.user == cfg.user;
+              message = "services.agentmachine.agents.${id}.user: the card is built, so its workspace isn't known yet; give that to ${agent.user} yourself";
+            }
+            {
+              assertion = (cardOf agent).agent_id or id == id;
+              message = ''services.agentmachine.agents.${id}: the card's agent_id is "${(cardOf agent).agent_id or ""}"; call both the same'';
+            }
+            {
               assertion = !(cfg.agents ? "agent-${id}");
               message = ''services.agentmachine.agents: "${id}" and "agent-${id}" would be one machine; rename one'';
             }
@@ -402,13 +481,17 @@ in
           ++ map (file: {
             assertion = !inStore file;
             message = "services.agentmachine.agents.${id}: the key file ${file} is in the Nix store, which all users can read; name a file outside it, such as one in /run/secrets";
-          }) (keyFilesOf agent)
+          }) (lib.attrVals (builtins.filter (name: cardOf agent ? ${name}) keyFields) (cardOf agent))
         ) cfg.agents
       )
       ++ [
         {
           assertion = pods == { } || config.services.k3s.enable;
           message = "services.agentmachine.agents: ${lib.concatStringsSep ", " (builtins.attrNames pods)} should run in K3s, and this host has none; set services.k3s.enable";
+        }
+        {
+          assertion = pods == { } || !config.services.k3s.enable || config.services.k3s.role == "server";
+          message = "services.agentmachine.agents: ${lib.concatStringsSep ", " (builtins.attrNames pods)} should run in K3s, and this host is no server of it, which alone takes manifests; declare them where services.k3s.role is \"server\"";
         }
         {
           assertion = cfg.network.proxyPort != cfg.broker.port;
@@ -427,7 +510,7 @@ in
       broker_port = mkDefault cfg.broker.port;
       cards_directory = mkDefault cfg.cardsDir;
       workspace_user = mkDefault cfg.user;
-      packages = lib.mkIf (choices != [ ]) (mkDefault (lib.unique (lib.concatLists choices)));
+      packages = lib.mkIf (choices != [ ]) (lib.unique (lib.concatLists choices));
       parent_proxies = lib.mkIf (!ownProxy) [ cfg.proxy ];
       # What is rendered for machines outlives the store path of an older version.
       program = mkDefault "/run/current-system/sw/bin/agentmachine";
@@ -436,7 +519,7 @@ in
 
     environment.systemPackages = [ cfg.package ];
     environment.etc = {
-      "agentmachine/agentmachine.conf".text = settingsText;
+      "agentmachine/agentmachine.conf".source = checkedSettings;
       "agentmachine/agentmachine-init".source = "${cfg.package}/libexec/agentmachine/agentmachine-init";
     }
     // lib.mapAttrs' (
@@ -469,20 +552,23 @@ in
 
     systemd.packages = [ cfg.package ];
     systemd.tmpfiles.packages = [ cfg.package ];
-    systemd.tmpfiles.rules = [
-      "d ${cfg.agentsDir} 0755 root root -"
-      "d ${cfg.cardsDir} 0750 root root -"
-    ]
-    ++ lib.optional cfg.metrics.enable "d ${cfg.metrics.directory} 0755 root root -"
-    ++ lib.concatLists (
-      lib.mapAttrsToList (
+    systemd.tmpfiles.settings.agentmachine-nixos = lib.mapAttrs' (path: lib.nameValuePair (tmpfilesPath path)) (
+      {
+        ${cfg.agentsDir} = directory "0755" "root" "root";
+      }
+      # The default one is made by the package.
+      // lib.optionalAttrs (cfg.cardsDir != "/etc/opencode-agents") { ${cfg.cardsDir} = directory "0750" "root" "root"; }
+      // lib.optionalAttrs cfg.metrics.enable { ${cfg.metrics.directory} = directory "0755" "root" "root"; }
+      // lib.mapAttrs' (
         _: agent:
-        lib.optional (agent.workspace != null)
-          "d ${agent.workspace} 0750 ${
-            # In a pod, the agent has the image's number.
-            if agent.engine == "k3s" then "65532 65532" else "${agent.user} ${config.users.users.${agent.user}.group}"
-          } -"
-      ) cfg.agents
+        lib.nameValuePair (cardOf agent).workspace (
+          # In a pod, the agent has the image's number.
+          if agent.engine == "k3s" then
+            directory "0750" "65532" "65532"
+          else
+            directory "0750" agent.user config.users.users.${agent.user}.group
+        )
+      ) (lib.filterAttrs (_: agent: cardOf agent ? workspace) cfg.agents)
     );
 
     systemd.services = {
@@ -490,11 +576,11 @@ in
       agentmachine-network = {
         wantedBy = [ "multi-user.target" ];
         reloadIfChanged = true;
-        restartTriggers = [ (builtins.hashString "sha256" settingsText) ];
+        restartTriggers = [ settingsFile ];
       };
       agentmachine-proxy = {
         wantedBy = [ "multi-user.target" ];
-        restartTriggers = [ (builtins.hashString "sha256" settingsText) ];
+        restartTriggers = [ settingsFile ];
         serviceConfig.ExecStart = [
           ""
           "${cfg.proxyPackage}/bin/squid -N -n agentmachine -f /run/agentmachine/proxy/squid.conf"
@@ -581,6 +667,13 @@ in
       };
     };
 
+    systemd.sockets.agentmachine-metrics = lib.mkIf (cfg.metrics.listen != null) {
+      wantedBy = [ "sockets.target" ];
+      listenStreams = [
+        ""
+        cfg.metrics.listen
+      ];
+    };
     systemd.timers.agentmachine-metrics = lib.mkIf cfg.metrics.enable { wantedBy = [ "timers.target" ]; };
 
     # These two and no others: NixOS' firewall would drop what comes from machines. Their own rules are in nft.

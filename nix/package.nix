@@ -18,9 +18,12 @@
   prometheus-cpp,
   squid,
   yaml-cpp,
+  bash,
   coreutils,
+  e2fsprogs,
   iproute2,
   nftables,
+  util-linux,
   callPackage,
   agentmachine-init ? callPackage ./init.nix { },
 }:
@@ -28,6 +31,7 @@ stdenv.mkDerivation {
   pname = "agentmachine";
   version = import ./version.nix;
   src = import ./source.nix { inherit lib; };
+  strictDeps = true;
   nativeBuildInputs = [
     meson
     ninja
@@ -47,6 +51,7 @@ stdenv.mkDerivation {
     prometheus-cpp
     yaml-cpp
   ];
+  # The tests want PID 1's sources in the same build, and a host: the repository's ./lab runs them.
   mesonFlags = [
     "-Dinit=false"
     "-Dtests=false"
@@ -56,16 +61,20 @@ stdenv.mkDerivation {
     "-Dsysusersdir=${placeholder "out"}/lib/sysusers.d"
     "-Dtmpfilesdir=${placeholder "out"}/lib/tmpfiles.d"
   ];
-  # Units run it with nothing else in PATH. Nix itself, for `image build`, is the host's.
+  # Units run it with little else in PATH; tests/nix/check compares this with what the sources run. Nix itself, for
+  # `image build`, is the host's.
   postInstall = ''
     install -D -m 555 ${agentmachine-init}/libexec/agentmachine/agentmachine-init -t $out/libexec/agentmachine
     wrapProgram $out/bin/agentmachine --prefix PATH : ${
       lib.makeBinPath [
+        bash
         coreutils
+        e2fsprogs
         iproute2
         nftables
         openssl
         systemd
+        util-linux
       ]
     }
   '';

@@ -157,7 +157,7 @@ let
     add --append "$@" --directory=/ --files-from=$PWD/paths
   '';
 
-  tree = runCommand "${name}-tree" { } ''
+  tree = runCommand "${name}-tree" { meta.description = "Root file system of the machines of AI coding agents"; } ''
     mkdir -p $out
     ${gnutar}/bin/tar --extract --file=${tarball} --directory=$out --no-same-owner --no-same-permissions
   '';

@@ -13,5 +13,6 @@ lib.fileset.toSource {
     ./default.nix
     ./image.nix
     ./rootfs.nix
+    ./without-scripts.nix
   ];
 }

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "system/idmap.h"
+#include "system/journal.h"
 #include "system/network.h"
 #include "system/quota.h"
 #include "system/workspace.h"
@@ -50,6 +51,10 @@ class Application {
     if (old) {
       struct stat st{};
       if (stat(path.c_str(), &st) < 0) throw errnoError("stat " + action.path);
+      // systemd takes a file that is newer for another one.
+      if (*old == action.content && (st.st_mode & 07777) == action.mode &&
+          Owner{st.st_uid, st.st_gid} == action.owner)
+        return;
       undo_.emplace_back([path, old = *old, st] {
         writeFileAtomically(path, old, st.st_mode & 07777, FileOwner{st.st_uid, st.st_gid});
       });
@@ -87,13 +92,19 @@ class Application {
 
   void operator()(const StartUnit& action) {
     undo_.emplace_back([this, unit = action.unit] { systemd_.stop(unit); });
-    systemd_.start(action.unit);
+    try {
+      systemd_.start(action.unit);
+    } catch (const Error& cause) {
+      throw Error(cause.what() + lastWords(action.unit));
+    }
   }
 
   void operator()(const StopUnit& action) {
     systemd_.stop(action.unit);
     systemd_.resetFailed(action.unit);
   }
+
+  void operator()(const ReloadUnit& action) { systemd_.reloadUnit(action.unit, action.dropIn); }
 
   void operator()(const MakeWorkspace& action) {
     if (makeWorkspace(action.path, 0750, action.owner))

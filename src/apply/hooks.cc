@@ -4,6 +4,7 @@
 #include <csignal>
 #include <filesystem>
 #include <format>
+#include <functional>
 #include <sstream>
 #include <thread>
 
@@ -15,6 +16,7 @@
 
 #include "apply/apply.h"
 #include "apply/idle.h"
+#include "plan/policy.h"
 #include "system/api_key.h"
 #include "system/cgroup.h"
 #include "system/clock.h"
@@ -58,6 +60,13 @@ void checkGuards(const Settings& settings, const Machine& machine, Systemd& syst
                 "network, the read-only root and the dropped capabilities: remove it, or set "
                 "`allow_settings_override = true` in " +
                 settingsPath);
+  const Ipv4 address = machine.allocation.address;
+  if (!isMachineAddress(settings, address))
+    throw Error(std::format(
+        "its address {} is no longer one of the bridge's network {}/{}: `agentmachine create {}/card.json` "
+        "gives it another",
+        address.str(), settings.gateway.str(), settings.prefixLength,
+        machinePaths(settings, machine.card.id, address).state));
   checkNetworkGuards(settings);
   checkBridgeHasRoom(settings);
   if (systemd.activeState("agentmachine-proxy.service") != "active")
@@ -84,16 +93,26 @@ void checkWorkspaceLimit(const Settings& settings, const Machine& machine, int d
     if (allocation.workspaceImage && !isImageMounted(directory, image))
       throw Error(
           std::format("{} is not mounted there: systemctl start '{}'", image, imageUnit(card.workspace)));
-    if (allocation.project != 0) limitProject(directory, allocation.project, workspaceLimit(card));
+    if (card.limits.diskMb && allocation.project != 0)
+      limitProject(directory, allocation.project, workspaceLimit(card));
     if (card.limits.diskMb && !allocation.workspaceImage && allocation.project == 0)
       throw Error("disk_mb is not enforced for this machine: `agentmachine create` its card again");
   });
 }
 
+/// Does a step that keeps no other one from being done when it fails.
+void attempt(const std::function<void()>& step) {
+  try {
+    step();
+  } catch (const std::exception& problem) {
+    spdlog::warn("{}", printable(problem.what()));
+  }
+}
+
 /// Held while a machine's key is delivered or taken back, so that a key that changes just then can't outlive
 /// the run.
-FileLock lockKey(const Settings& settings, const Machine& machine) {
-  return FileLock(settings.runtimeDirectory + "/lock/key-" + machine.name().str());
+FileLock lockKey(const Settings& settings, const MachineName& machine) {
+  return FileLock(settings.runtimeDirectory + "/lock/key-" + machine.str());
 }
 
 void takeKeyBack(const MachinePaths& paths) {
@@ -101,15 +120,32 @@ void takeKeyBack(const MachinePaths& paths) {
   removeFile(paths.agentKey);
 }
 
+/// What a run is given on the host under names that only card and settings tell.
+struct Held {
+  std::string interface;
+  Ipv4 address;
+};
+
+/// As prepareMachine wrote it; nothing if it did not, or if the file is damaged.
+std::optional<Held> readHeld(const AgentId& id) {
+  constexpr std::size_t mostBytes = 64;
+  const auto text = readFileIfExists(machinePaths({}, id, {}).held, mostBytes);
+  const auto words = split(trim(text.value_or("")), ' ');
+  const auto address = words.size() == 2 ? Ipv4::parse(words[1]) : std::nullopt;
+  return address ? std::optional(Held{words[0], *address}) : std::nullopt;
+}
+
 /// To the broker or to the agent, as the card says. Without a good key there is none afterwards: who removes
 /// or empties a key file wants it to be used no more, and an old one that goes on working would hide the
 /// fault until the next start.
-void deliverKey(const Machine& machine, const MachinePaths& paths, gid_t proxyGroup) {
+void deliverKey(const Settings& settings, const Machine& machine) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   try {
     if (!machine.card.apiKeyFile) return takeKeyBack(paths);
     const auto key = readApiKey(*machine.card.apiKeyFile);
     if (machine.card.apiKeyDelivery == KeyDelivery::broker) {
-      writeFileAtomically(paths.key, key, 0440, FileOwner{0, proxyGroup});
+      const auto broker = policyFor(machine.card, settings).broker.value();
+      writeFileAtomically(paths.key, renderDeliveredKey(broker, key), 0440, FileOwner{0, proxyGroup()});
       removeFile(paths.agentKey);
     } else {
       writeFileAtomically(paths.agentKey, key, 0400, FileOwner{agentUid, agentUid});
@@ -119,6 +155,37 @@ void deliverKey(const Machine& machine, const MachinePaths& paths, gid_t proxyGr
     takeKeyBack(paths);
     throw;
   }
+}
+
+/// Has the key's file watched, if there is one. To be called before deliverKey: then no change falls between
+/// the two.
+void watchKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  if (machine.card.apiKeyFile)
+    systemd.startWatch(paths.keyWatch, "API key of agent " + machine.card.id.str(),
+                       machine.card.apiKeyFile->str());
+  else
+    systemd.stop(paths.keyWatch);
+}
+
+/// The machine by now. The caller holds lockKey: of two that deliver, the later has the later card.
+Machine presentMachine(const Settings& settings, const Machine& machine) {
+  auto found = readMachine(settings, machine.card.id);
+  if (!found) throw Error("the machine was removed just now");
+  return *std::move(found);
+}
+
+/// Whether it is between prepareMachine and releaseMachine, as far as systemd knows. To be asked while
+/// lockKey is held: a machine that ends after this takes the key back when we are done.
+bool isUp(const Machine& machine, Systemd& systemd) {
+  const auto units = systemd.listUnits(machine.name().unit());
+  return !units.empty() && (units[0].active == "active" || units[0].active == "activating") &&
+         !units[0].sub.starts_with("auto-restart");
+}
+
+Error withoutKey(const Machine& machine, const Error& cause) {
+  return Error(std::format("{}; agent {} has no key until the file is good again", cause.what(),
+                           machine.card.id.str()));
 }
 
 /// What tells one state of a file from another, without reading it.
@@ -145,16 +212,22 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
   // The TTL counts from the start that somebody asked for: what systemd restarts goes on with the deadline
   // there was, which may have passed meanwhile, or with none if somebody took it away.
   if (const auto before = record.restarts > 0 ? readRunRecord(paths.state) : std::nullopt;
-      before && before->boot == record.boot) {
+      before && before->boot == record.boot && record.restarts > before->restarts) {
     record.asked = before->asked;
     record.ttlDeadline = before->ttlDeadline;
-  } else if (machine.card.ttl.count() > 0) {
-    record.ttlDeadline = monotonicNow() + machine.card.ttl;
+    return record;
   }
+  // systemd still counts those before a start that somebody asked for while the next one was due.
+  if (record.restarts > 0) systemd.resetFailed(machine.name().unit());
+  record.restarts = 0;
+  if (machine.card.ttl.count() > 0) record.ttlDeadline = monotonicNow() + machine.card.ttl;
   return record;
 }
 
-constexpr std::chrono::seconds longestWarning{60};
+constexpr std::chrono::seconds longestWarning{60}, timersAccuracy{1};
+
+/// Well below the time that systemd gives a unit for its end.
+constexpr std::chrono::seconds longestSync{5};
 
 /// The times at which the TTL's timer fires: for the warning, a minute before the end or a tenth of what is
 /// left, and for the end.
@@ -166,13 +239,12 @@ std::vector<std::chrono::microseconds> timesOfTtl(std::chrono::microseconds dead
 }
 
 /// Why the run ended, as far as systemd's words for it leave that open.
-void judgeEnd(const Machine& machine, const MachinePaths& paths, EndRecord& end) {
+void judgeEnd(const MachineName& machine, const MachinePaths& paths, EndRecord& end) {
   end.at = now();
   try {
     const auto run = readRunRecord(paths.state);
     const bool began = run && run->invocation == end.invocation;
-    const auto kills = oomKills(machine.name());
-    if (began && kills > run->oomKills) end.oomKills = kills - run->oomKills;
+    if (began) end.oomKills = oomKills(machine, run->oomKills);
     if (const auto reason = takeStopReason(paths.state)) {
       end.cause = reason->cause;
       end.by = reason->by;
@@ -181,7 +253,7 @@ void judgeEnd(const Machine& machine, const MachinePaths& paths, EndRecord& end)
     // A failure, and PID 1 ended well: the hook that connects the machine failed.
     const bool unconnected = end.result == "exit-code" && end.code == "exited" && end.status == "0";
     Systemd systemd;
-    const auto job = systemd.job(machine.name().unit());
+    const auto job = systemd.job(machine.unit());
     if (systemd.isStopping())
       end.cause = EndCause::shutdown;
     else if (job == "stop" || job == "restart" || job == "try-restart")
@@ -251,10 +323,17 @@ void tellOfEnd(const Machine& machine, const EndRecord& end) {
                         .isWarning = failed || end.oomKills > 0});
 }
 
-void syncWorkspace(const Machine& machine) {
-  const Fd directory = openWithoutLinks(machine.card.workspace.str(), O_RDONLY | O_DIRECTORY);
-  if (!directory || syncfs(directory.get()) < 0)
-    spdlog::warn("{}", errnoError("sync " + machine.card.workspace.str()).what());
+/// What prepareMachine and connectMachine gave the run; `held` only if that is known. Whatever fails, the
+/// rest is done. What is left `doctor` tells and `repair` takes away.
+void takeBack(const Settings& settings, const MachineName& machine, const MachinePaths& paths,
+              const std::optional<Held>& held) {
+  attempt([&] {
+    const auto lock = lockKey(settings, machine);
+    takeKeyBack(paths);
+  });
+  attempt([&] { removeFile(paths.credentials + "/server-password"); });
+  attempt([&] { unmountMapped(paths.workspace); });
+  if (held) attempt([&] { removePort(held->interface, held->address); });
 }
 
 }  // namespace
@@ -269,26 +348,29 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   machined.forget(machine.name().str(), machine.name().unit());
   checkUsers(machine, machined);
   const uid_t agent = machine.allocation.uidBase + agentUid;
+  // From before the first thing that an ended run would not have: `repair` takes such things away.
+  const auto runLock = lockRun(settings, machine);
   // Opened once: what was judged is what is mounted.
   const Fd workspace = openWorkspace(machine.card.workspace.str());
   checkWorkspaceLimit(settings, machine, workspace.get());
+  // Before anything is given.
+  writeFileAtomically(paths.held,
+                      std::format("{} {}\n", hostInterface(settings, machine.allocation.address),
+                                  machine.allocation.address.str()),
+                      0600);
   mountMapped(workspace.get(), paths.workspace, {agent, agent});
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
   // Of a stop that was killed.
   (void)takeStopReason(paths.state);
-  const gid_t group = proxyGroup(settings);
-  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, group}},
+  applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, proxyGroup()}},
              MakeDirectory{paths.notices, 0755, {}}},
             systemd);
-  // Watched first, read then: no change falls between the two.
-  if (machine.card.apiKeyFile)
-    systemd.startWatch(paths.keyWatch, "API key of agent " + machine.card.id.str(),
-                       machine.card.apiKeyFile->str());
   {
-    const auto lock = lockKey(settings, machine);
-    deliverKey(machine, paths, group);
+    const auto lock = lockKey(settings, machine.name());
+    const Machine present = presentMachine(settings, machine);
+    watchKey(settings, present, systemd);
+    deliverKey(settings, present);
   }
-  const auto lock = lockRun(settings, machine);
   const RunRecord record = beginRun(machine, paths, invocation, began, systemd);
   writeRunRecord(paths.state, record);
   startTtl(settings, machine, record, systemd);
@@ -306,12 +388,10 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
   // Then this: the payload begins, and may end, while the rest is done.
   writeRunRecord(paths.state, *record);
   attachMachine(settings, machine, record->leader);
-  try {
+  // A full disk keeps nobody from starting.
+  attempt([&] {
     if (record->began) noteStart(paths.state, monotonicNow() - *record->began);
-  } catch (const Error& problem) {
-    // A full disk keeps nobody from starting.
-    spdlog::warn("{}", problem.what());
-  }
+  });
 }
 
 void proveImage(const Settings& settings, const Machine& machine, bool server, Systemd& systemd) {
@@ -339,51 +419,82 @@ void proveImage(const Settings& settings, const Machine& machine, bool server, S
 
 void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  {
-    const auto lock = lockKey(settings, machine);
-    takeKeyBack(paths);
-  }
-  removeFile(paths.credentials + "/server-password");
-  unmountMapped(paths.workspace);
-  removePort(hostInterface(settings, machine.allocation.address), machine.allocation.address);
-  judgeEnd(machine, paths, end);
-  tellOfEnd(machine, end);
-  writeEndRecord(paths.state, end);
-  // Not at all costs: while the host goes down there may be no bus any more. A watch that is left
-  // finds no running machine to deliver to, a timer none to end, and the next start replaces both. Not by
-  // Wants= and StopWhenUnneeded=: a failed unit, and one whose next start is queued, keep what they want
-  // loaded, and the next run would have the watch or the deadline of the last, or none.
-  try {
+  // Whatever fails, the rest is done, and the hook ends well: a full disk or a bus that is gone makes no run
+  // that ended well a failure, which systemd would start again.
+  takeBack(settings, machine.name(), paths,
+           Held{hostInterface(settings, machine.allocation.address), machine.allocation.address});
+  judgeEnd(machine.name(), paths, end);
+  attempt([&] { tellOfEnd(machine, end); });
+  attempt([&] { noteOomKills(paths.state, end); });
+  attempt([&] { writeEndRecord(paths.state, end); });
+  // While the host goes down there may be no bus any more. A watch that is left finds no running machine to
+  // deliver to, a timer none to end, and the next start replaces both. Not by Wants= and StopWhenUnneeded=: a
+  // failed unit, and one whose next start is queued, keep what they want loaded, and the next run would have
+  // the watch or the deadline of the last, or none.
+  attempt([&] {
     Systemd systemd;
-    systemd.stop(paths.ttlTimer);
-    systemd.stop(paths.idleTimer);
-    if (machine.card.apiKeyFile) systemd.stop(paths.keyWatch);
-    judgeImage(settings, machine, end, systemd);
-  } catch (const Error& cause) {
-    spdlog::warn("{}", cause.what());
-  }
-  // Once all else is done: it may take as long as the disk does.
-  syncWorkspace(machine);
+    attempt([&] { systemd.stop(paths.ttlTimer); });
+    attempt([&] { systemd.stop(paths.idleTimer); });
+    if (machine.card.apiKeyFile) attempt([&] { systemd.stop(paths.keyWatch); });
+    attempt([&] { judgeImage(settings, machine, end, systemd); });
+    // Once all else is done: it may take as long as the disk does. A host that goes down does it by itself.
+    if (end.cause != EndCause::shutdown) attempt([&] { systemd.start(paths.syncUnit, longestSync); });
+  });
 }
 
-void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
-  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  const auto lock = lockKey(settings, machine);
-  // Within the lock: a machine that ends after this takes the key back when we are done.
-  const auto units = systemd.listUnits(machine.name().unit());
-  const bool runs = !units.empty() && (units[0].active == "active" || units[0].active == "activating") &&
-                    !units[0].sub.starts_with("auto-restart");
-  if (!runs || !machine.card.apiKeyFile) return;
+void syncWorkspace(const Machine& machine) {
+  const std::string& path = machine.card.workspace.str();
+  const Fd directory = openWithoutLinks(path, O_RDONLY | O_DIRECTORY);
+  if (!directory || syncfs(directory.get()) < 0) throw errnoError("sync " + path);
+}
+
+void releaseByRecord(const AgentId& id, EndRecord end) {
+  const MachineName machine(id);
+  const auto held = readHeld(id);
+  const auto paths = machinePaths({}, id, held ? held->address : Ipv4{});
+  takeBack({}, machine, paths, held);
+  judgeEnd(machine, paths, end);
+  attempt([&] {
+    if (std::filesystem::exists(paths.state)) writeEndRecord(paths.state, end);
+  });
+  attempt([&] {
+    Systemd systemd;
+    for (const auto& unit : {paths.ttlTimer, paths.idleTimer, paths.keyWatch})
+      attempt([&] { systemd.stop(unit); });
+  });
+}
+
+void takeKeyBackByRecord(const AgentId& id) {
+  const auto held = readHeld(id);
+  const auto lock = lockKey({}, MachineName(id));
+  takeKeyBack(machinePaths({}, id, held ? held->address : Ipv4{}));
+}
+
+void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  const auto lock = lockKey(settings, machine.name());
+  if (!isUp(machine, systemd)) return;
+  const Machine present = presentMachine(settings, machine);
+  watchKey(settings, present, systemd);
+  try {
+    deliverKey(settings, present);
+  } catch (const Error& cause) {
+    throw withoutKey(machine, cause);
+  }
+}
+
+void renewKey(const Settings& settings, const Machine& known, Systemd& systemd) {
+  const auto lock = lockKey(settings, known.name());
+  if (!isUp(known, systemd)) return;
+  const Machine machine = presentMachine(settings, known);
+  if (!machine.card.apiKeyFile) return;
   const std::string file = machine.card.apiKeyFile->str();
   // systemd doesn't watch while this runs, so a change meanwhile is looked for here.
   for (std::string state;;) {
     state = stateOf(file);
     try {
-      deliverKey(machine, paths, proxyGroup(settings));
+      deliverKey(settings, machine);
     } catch (const Error& cause) {
-      if (state == stateOf(file))
-        throw Error(std::string(cause.what()) + "; agent " + machine.card.id.str() +
-                    " has no key until the file is good again");
+      if (state == stateOf(file)) throw withoutKey(machine, cause);
       continue;
     }
     if (state != stateOf(file)) continue;
@@ -400,6 +511,11 @@ FileLock lockRun(const Settings& settings, const Machine& machine) {
   return FileLock(settings.runtimeDirectory + "/lock/run-" + machine.name().str());
 }
 
+void removeRunLocks(const Settings& settings, const Machine& machine) {
+  lockKey(settings, machine.name()).removeFile();
+  lockRun(settings, machine).removeFile();
+}
+
 void startTtl(const Settings& settings, const Machine& machine, const RunRecord& record, Systemd& systemd) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   removeFile(paths.notices + "/warning");
@@ -414,7 +530,6 @@ void startTtl(const Settings& settings, const Machine& machine, const RunRecord&
 
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  constexpr std::chrono::seconds timersAccuracy{1};
   std::optional<RunRecord> run;
   try {
     const auto lock = lockRun(settings, machine);
@@ -437,41 +552,66 @@ void expireMachine(const Settings& settings, const Machine& machine, Systemd& sy
   endRun(settings, machine, systemd, {.cause = EndCause::ttl, .by = ""});
 }
 
+bool expireByRecord(const AgentId& id, Systemd& systemd) {
+  const auto state = machinePaths({}, id, {}).state;
+  try {
+    const auto run = readRunRecord(state);
+    if (run && !run->ttlDeadline) return true;  // it was taken away just now
+    if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) return false;
+    noteStopReason(state, {.cause = EndCause::ttl, .by = ""});
+  } catch (const Error& problem) {
+    spdlog::warn("{}", problem.what());
+  }
+  const auto unit = MachineName(id).unit();
+  systemd.stopForSure(unit);
+  // Its last hook could not read them either.
+  systemd.resetFailed(unit);
+  spdlog::warn("agent {} was stopped at the end of its TTL", id.str());
+  return true;
+}
+
 void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, const StopReason& reason,
             std::optional<std::chrono::seconds> timeout) {
   const std::string unit = machine.name().unit();
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   const std::string& state = paths.state;
-  const auto active = systemd.activeState(unit);
-  if (active == "inactive" || active == "failed") return;
+  const auto found = systemd.listUnits(unit);
+  if (found.empty() || found[0].active == "inactive" || found[0].active == "failed") return;
+  const bool waits = found[0].sub.starts_with("auto-restart");
+  // A full disk keeps nobody from stopping.
+  attempt([&] { noteStopReason(state, reason); });
   try {
-    noteStopReason(state, reason);
-  } catch (const Error& problem) {
-    // A full disk keeps nobody from stopping.
-    spdlog::warn("{}", problem.what());
+    // A start that is asked for before the stop begins would have the machine go on, without an end.
+    if (reason.cause == EndCause::ttl)
+      systemd.stopForSure(unit);
+    else
+      systemd.stop(unit, timeout);
+  } catch (const Error& cause) {
+    // It goes on, and will end for another reason.
+    attempt([&] {
+      if (systemd.activeState(unit) == "active") (void)takeStopReason(state);
+    });
+    throw Error(cause.what() + lastWords(unit));
   }
-  // A start that is asked for before the stop begins would have the machine go on, without an end.
-  if (reason.cause == EndCause::ttl)
-    systemd.stopForSure(unit);
-  else
-    systemd.stop(unit, timeout);
   systemd.resetFailed(unit);
-  // One that waited to be started again ended before, so no hook took the reason.
-  const auto left = takeStopReason(state);
-  if (left) systemd.stop(paths.ttlTimer);
-  std::optional<EndRecord> end;
-  try {
-    if (left) end = readEndRecord(state);
-  } catch (const Error& problem) {
-    // It has stopped all the same.
-    spdlog::warn("{}", problem.what());
-  }
-  if (!end) return;
-  end->cause = left->cause;
-  end->by = left->by;
-  end->at = now();
-  tellOfEnd(machine, *end);
-  writeEndRecord(state, *end);
+  attempt([&] {
+    // No hook took the reason. One that waited to be started again ended before; else the hook was killed, or
+    // had told of an end that came first.
+    const auto left = takeStopReason(state);
+    if (!left) return;
+    systemd.stop(paths.ttlTimer);
+    const auto run = readRunRecord(state);
+    auto end = readEndRecord(state);
+    const bool told = end && (!run || endsAfter(*end, *run));
+    if (told && !waits) return;
+    if (!told && run) end = EndRecord{.invocation = run->invocation};
+    if (!end) return;
+    end->cause = left->cause;
+    end->by = left->by;
+    end->at = now();
+    tellOfEnd(machine, *end);
+    writeEndRecord(state, *end);
+  });
 }
 
 }  // namespace agentmachine

@@ -25,16 +25,33 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
 /// seconds. Throws Error if it doesn't get ready in time; releaseMachine then goes back to the image before.
 void proveImage(const Settings& settings, const Machine& machine, bool server, Systemd& systemd);
 
-/// ExecStopPost=: takes back what the two above gave, and notes how the run ended: `end` has what systemd
-/// says of it, the rest is found out here.
+/// ExecStopPost=: takes back what the two above gave, notes how the run ended (`end` has what systemd says of
+/// it, the rest is found out here), and has the workspace synced. What fails is logged, and the rest done.
 void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end);
+
+/// Of agentmachine-sync@.service, which releaseMachine starts: has what the machine wrote to its workspace on
+/// disk. A process of its own, for nothing ends one that waits for a disk. Throws Error.
+void syncWorkspace(const Machine& machine);
+
+/// The same where card or settings can't be read: takes back what prepareMachine noted that it gives.
+void releaseByRecord(const AgentId& id, EndRecord end);
 
 /// Of agentmachine-key@.service, which is started when the key file changes: delivers the key again if the
 /// machine runs. Throws Error if the key is bad: then the machine has none.
 void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd);
 
+/// Has the key of a running machine follow its card, which has changed. Does nothing if it doesn't run.
+/// Throws Error if the key is bad: then the machine has none.
+void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd);
+
+/// The same where card or settings can't be read: then the machine has no key.
+void takeKeyBackByRecord(const AgentId& id);
+
 /// Held while the record of the present run is changed: short.
 FileLock lockRun(const Settings& settings, const Machine& machine);
+
+/// Of a machine that is removed: the files of the locks that its hooks take.
+void removeRunLocks(const Settings& settings, const Machine& machine);
 
 /// Has the timer and what the agent is told follow the record's deadline. The caller holds lockRun.
 void startTtl(const Settings& settings, const Machine& machine, const RunRecord& record, Systemd& systemd);
@@ -42,6 +59,10 @@ void startTtl(const Settings& settings, const Machine& machine, const RunRecord&
 /// Of agentmachine-expire@.service, which the TTL's timer starts: warns shortly before the end, at the end
 /// stops the machine and notes why.
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
+
+/// The same where card or settings can't be read: warns nobody, but stops the machine if its time is up.
+/// Returns false if that is still to come.
+bool expireByRecord(const AgentId& id, Systemd& systemd);
 
 /// Stops the machine, and has the end of its run say why. After `timeout` (systemd's own if absent) all of it
 /// is killed. Does nothing if it does not run.

@@ -1,6 +1,7 @@
 #include "apply/lifecycle.h"
 
 #include <filesystem>
+#include <format>
 
 #include "apply/apply.h"
 #include "apply/hooks.h"
@@ -8,22 +9,16 @@
 #include "plan/repair.h"
 #include "system/clock.h"
 #include "system/host.h"
+#include "system/journal.h"
 #include "system/network.h"
 #include "system/remains.h"
 #include "util/error.h"
 #include "util/file.h"
-#include "util/lock.h"
-#include "util/process.h"
 #include "util/text.h"
 
 namespace agentmachine {
 
 namespace {
-
-/// Held while addresses, users and files of the state change hands: short.
-FileLock lockState(const Settings& settings) {
-  return FileLock(settings.runtimeDirectory + "/lock/state");
-}
 
 /// Held by whoever starts, stops or removes this machine. The unit's own hooks take none: they run inside
 /// these.
@@ -40,17 +35,6 @@ void renderAsRead(const Settings& settings, const Machine& machine, Systemd& sys
   if (present->card != machine.card && withIdlePayload(*present).card != machine.card)
     throw Error("its card was changed just now: try again");
   applyPlan(planRender(machine, snapshot(settings, {})), systemd);
-}
-
-/// The last lines of a unit's present or last run, indented, for an error message.
-std::string journalTail(const std::string& unit) {
-  const auto id = trim(runProcess({"systemctl", "show", "--value", "--property=InvocationID", unit}).output);
-  std::vector<std::string> command = {"journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=12"};
-  command.push_back(id.empty() ? "_SYSTEMD_UNIT=" + unit : "_SYSTEMD_INVOCATION_ID=" + id);
-  if (!id.empty()) command.insert(command.end(), {"+", "INVOCATION_ID=" + id});
-  std::string text;
-  for (const auto& line : split(trim(runProcess(command).output), '\n')) text += "\n  " + line;
-  return text;
 }
 
 /// Applies a plan that gives an existing machine another card. A tighter policy counts, and what is open is
@@ -75,6 +59,18 @@ void applyChange(const Plan& plan, const Card& card, const Host& host, Systemd& 
   }
   applyPlan(plan, systemd);
   if (uncut) throw *uncut;
+}
+
+/// What is up has its address from its start, and what it was given there is taken back by that.
+void checkAddressStays(const Card& card, const Host& host, Systemd& systemd) {
+  const auto found = host.machines.find(card.id.str());
+  if (found == host.machines.end() || isMachineAddress(host.settings, found->second.allocation.address))
+    return;
+  if (runningMachines(systemd).contains(found->second.name().str()))
+    throw Error(
+        std::format("it runs with the address {}, which is outside of the bridge's network by now; "
+                    "`agentmachine stop {}` first, then it is given another",
+                    found->second.allocation.address.str(), card.id.str()));
 }
 
 /// A command that was killed between ending a timer and making the next would let a machine live for ever.
@@ -124,15 +120,23 @@ std::vector<AbsolutePath> keptImages(const Settings& settings) {
 
 }  // namespace
 
+FileLock lockState(const Settings& settings) {
+  return FileLock(settings.runtimeDirectory + "/lock/state");
+}
+
 Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd) {
   return inContext("create " + card.id.str(), [&] {
     const auto lock = lockState(settings);
     // The end of a run may change which image it has.
     const auto runLock = lockRun(settings, {card, {}});
     const Host host = snapshot(settings, {card});
+    checkAddressStays(card, host, systemd);
     applyChange(planCreate(card, host), card, host, systemd);
-    markBooted(settings);
-    return readMachine(settings, card.id).value();
+    // Not while the boot's own start of machines is still to come.
+    if (systemd.job("agentmachine-render.service").empty()) markBooted(settings);
+    Machine machine = readMachine(settings, card.id).value();
+    changeKey(settings, machine, systemd);
+    return machine;
   });
 }
 
@@ -166,11 +170,11 @@ void startMachine(const Settings& settings, const Machine& machine, Systemd& sys
     try {
       systemd.start(unit);
     } catch (const Error& cause) {
-      std::string words = std::string(cause.what()) + "; its last words:" + journalTail(unit);
+      std::string words = cause.what() + lastWords(unit);
       const auto present = readMachine(settings, machine.card.id);
       if (present && present->allocation.image != machine.allocation.image)
         words += "\n  it has its image from before the upgrade again, and can be started with that";
-      const Error told(words + "\n  more: journalctl -u " + unit);
+      const Error told(words);
       // Who was told that it failed doesn't expect it to run a minute later.
       if (systemd.activeState(unit) == "activating") {
         systemd.stop(unit);
@@ -204,8 +208,17 @@ std::optional<std::chrono::seconds> changeTtl(const Settings& settings, const Ma
     const auto runLock = lockRun(settings, machine);
     const auto state = machinePaths(settings, machine.card.id, machine.allocation.address).state;
     auto run = readRunRecord(state);
-    if (!run || systemd.activeState(machine.name().unit()) != "active")
-      throw Error("the machine does not run; `ttl_seconds` of its card counts from its next start");
+    const auto units = systemd.listUnits(machine.name().unit());
+    if (!run || units.empty() || units[0].active != "active") {
+      const bool waits = !units.empty() && units[0].sub.starts_with("auto-restart");
+      const std::string& id = machine.card.id.str();
+      throw Error(waits ? "the machine waits to be started again, and its time goes on: to begin anew, "
+                          "agentmachine start " +
+                              id
+                        : "the machine does not run; `ttl_seconds` of its card counts from its next start: "
+                          "agentmachine start " +
+                              id);
+    }
     const auto now = monotonicNow();
     const auto base = change.kind == TtlChange::Kind::by ? run->ttlDeadline.value_or(now) : now;
     run->ttlDeadline = base + change.duration;
@@ -237,15 +250,18 @@ bool upgradeMachine(const Settings& settings, const AgentId& id, const std::opti
   });
 }
 
-void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, bool removeWorkspace) {
+void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, const std::string& by,
+                   bool removeWorkspace) {
   inContext("remove " + machine.card.id.str(), [&] {
     const auto machineLock = lockMachine(settings, machine);
     // Before the state's lock: a stop takes as long as its payload takes.
-    systemd.stop(machine.name().unit());
+    endRun(settings, machine, systemd, {.cause = EndCause::person, .by = by});
     const auto stateLock = lockState(settings);
     // It may have been removed, and made again with another address, before its lock was got.
     if (const auto present = readMachine(settings, machine.card.id))
       applyPlan(planRemove(*present, settings, removeWorkspace), systemd);
+    removeRunLocks(settings, machine);
+    machineLock.removeFile();
   });
 }
 
@@ -276,7 +292,12 @@ void repairMachines(const Settings& settings, Systemd& systemd, bool dryRun,
       failures += std::string("\n  ") + cause.what();
     }
   };
-  for (const auto& action : planLeftovers(host, remains, found)) mend({action});
+  for (const auto& action : planLeftovers(host, remains, found)) {
+    const Machine* machine = whoseRun(action, host);
+    // Of one that was started meanwhile, it is no leftover; prepareMachine waits for this lock.
+    const auto runLock = machine ? std::optional(lockRun(settings, *machine)) : std::nullopt;
+    if (!machine || !runningMachines(systemd).contains(machine->name().str())) mend({action});
+  }
   for (const auto& [id, machine] : host.machines) {
     if (const auto plan = planMissing(machine, host, remains, found); !plan.empty()) mend(plan);
     if (const auto why = mendTtl(settings, machine, remains, systemd, dryRun, tell); !why.empty())

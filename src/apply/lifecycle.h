@@ -6,12 +6,16 @@
 
 #include "plan/machine.h"
 #include "system/systemd.h"
+#include "util/lock.h"
 
 namespace agentmachine {
 
+/// Held while addresses, users, images and files of the state change hands: short.
+FileLock lockState(const Settings& settings);
+
 /// Makes a machine of the card, or brings one that exists to what the card says now. What it writes for a
-/// running one counts at once for the proxy's policy and from the next start for the rest. If the policy is
-/// tighter than before, the machine's open connections to the proxy are cut.
+/// running one counts at once for the proxy's policy and the key, from the next start for the rest. If the
+/// policy is tighter than before, the machine's open connections to the proxy are cut.
 Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd);
 
 /// Changes the hosts of the machine's card by `change`, for the proxy too, and cuts what is open if that
@@ -48,8 +52,9 @@ std::optional<std::chrono::seconds> changeTtl(const Settings& settings, const Ma
 bool upgradeMachine(const Settings& settings, const AgentId& id, const std::optional<std::string>& digest,
                     Systemd& systemd);
 
-/// Stops and forgets the machine; its workspace is kept unless asked.
-void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, bool removeWorkspace);
+/// Stops and forgets the machine; its workspace is kept unless asked. `by` is the name of who wants it.
+void removeMachine(const Settings& settings, const Machine& machine, Systemd& systemd, const std::string& by,
+                   bool removeWorkspace);
 
 /// Brings the host to what the state says: what belongs to no machine goes, what is missing or altered is
 /// rendered. Calls `tell` with a line for each thing before it is done; with `dryRun` nothing is done. Throws

@@ -14,7 +14,7 @@ namespace agentmachine {
 
 void configureProxy(const Settings& settings) {
   inContext("configure the proxy", [&] {
-    const FileOwner owner{0, proxyGroup(settings)};
+    const FileOwner owner{0, proxyGroup()};
     const std::string directory = settings.runtimeDirectory + "/proxy", certificate = directory + "/peek.pem";
     std::filesystem::create_directories(directory);
     if (chown(directory.c_str(), owner.user, owner.group) < 0 || chmod(directory.c_str(), 0750) < 0)

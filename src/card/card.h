@@ -24,7 +24,7 @@ std::string_view toString(KeyDelivery delivery);
 enum class RestartPolicy { onFailure, always, no };
 std::string_view toString(RestartPolicy policy);
 
-/// The card's `resource_limits`, with the seed's defaults.
+/// The card's `resource_limits`, with the defaults of the earlier `opencode-spawn`.
 struct ResourceLimits {
   std::uint64_t memoryMb = 4096;
   std::uint64_t cpuShares = 1024;                  ///< cgroup v1 shares, 2 to 262144

@@ -31,13 +31,6 @@ bool isAscii(char c) {
   return static_cast<unsigned char>(c) < 0x80;
 }
 
-std::string lowered(std::string_view text) {
-  std::string lower(text);
-  for (char& c : lower)
-    if (isUpper(c)) c = static_cast<char>(c - 'A' + 'a');
-  return lower;
-}
-
 bool contains(auto&& range, const auto& value) {
   return std::ranges::find(range, value) != std::ranges::end(range);
 }

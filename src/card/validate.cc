@@ -73,8 +73,8 @@ std::size_t distance(std::string_view a, std::string_view b) {
 /// The candidate that was probably meant: one that differs in a few letters or has the word as a part.
 std::optional<std::string> nearest(std::string_view word, const std::vector<std::string>& candidates) {
   if (word.size() < 2 || word.size() > 64) return {};
-  std::string lower(word);
-  for (char& c : lower) c = c == '-' ? '_' : c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  std::string lower = lowered(word);
+  std::ranges::replace(lower, '-', '_');
   const auto score = [&](const std::string& candidate) {
     const bool part = lower.size() >= 3 && (candidate.contains(lower) || lower.contains(candidate));
     return part ? 1 : distance(lower, candidate);
@@ -175,13 +175,33 @@ class Validator {
   }
 
   static void refuseUnknownKeywords(const Json& schema) {
-    static const std::set<std::string_view> known = {
-        "$schema",       "title",         "description", "default",    "type",
-        "const",         "enum",          "minimum",     "maximum",    "minLength",
-        "maxLength",     "pattern",       "format",      "items",      "additionalItems",
-        "minItems",      "maxItems",      "required",    "properties", "additionalProperties",
-        "propertyNames", "maxProperties", "if",          "then",       "allOf",
-        "writeOnly"};
+    static const std::set<std::string_view> known = {"$schema",
+                                                     "title",
+                                                     "description",
+                                                     "default",
+                                                     "examples",
+                                                     "type",
+                                                     "const",
+                                                     "enum",
+                                                     "minimum",
+                                                     "maximum",
+                                                     "minLength",
+                                                     "maxLength",
+                                                     "pattern",
+                                                     "format",
+                                                     "items",
+                                                     "additionalItems",
+                                                     "minItems",
+                                                     "maxItems",
+                                                     "required",
+                                                     "properties",
+                                                     "additionalProperties",
+                                                     "propertyNames",
+                                                     "maxProperties",
+                                                     "if",
+                                                     "then",
+                                                     "allOf",
+                                                     "writeOnly"};
     for (const auto& keyword : schema.items())
       if (!known.contains(keyword.key())) throw Error("card schema: unknown keyword " + keyword.key());
     if (schema.contains("format") && !formats.contains(schema["format"].get_ref<const std::string&>()))

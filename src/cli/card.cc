@@ -4,29 +4,74 @@
 #include <iostream>
 #include <memory>
 
+#include <nlohmann/json.hpp>
+
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "plan/plan.h"
 #include "system/host.h"
 #include "util/error.h"
+#include "util/file.h"
 #include "util/text.h"
 
 namespace agentmachine {
 
+namespace {
+
+/// What is wrong with the card in this file, which may be that it can't be read.
+std::vector<Problem> problemsOf(const std::string& path) {
+  try {
+    auto card = readCard(path);
+    return card ? std::vector<Problem>() : std::move(card.error());
+  } catch (const Error& error) {
+    return {{.message = error.what()}};
+  }
+}
+
+/// As the manual says, and whether there were none.
+std::pair<std::string, bool> inJson(const std::vector<std::string>& cards) {
+  auto array = nlohmann::ordered_json::array();
+  for (const auto& path : cards)
+    for (const auto& [pointer, message] : problemsOf(path))
+      array.push_back({{"card", path}, {"pointer", pointer}, {"message", message}});
+  // The name of a file need not be UTF-8.
+  return {array.dump(2, ' ', false, nlohmann::json::error_handler_t::replace), array.empty()};
+}
+
+}  // namespace
+
 void addCheckCommand(CLI::App& app, int& status) {
-  auto* command = app.add_subcommand("check", "say what is wrong with cards");
+  auto* command = app.add_subcommand("check", "say what is wrong with cards, or with settings");
   auto cards = std::make_shared<std::vector<std::string>>();
-  command->add_option("CARD", *cards, "card files, JSON or TOML")->required();
-  command->callback([cards, &status] {
-    for (const auto& path : *cards) {
+  auto json = std::make_shared<bool>(false);
+  auto settings = std::make_shared<std::string>();
+  auto* cardOption = command->add_option("CARD", *cards, "card files, JSON or TOML");
+  auto* settingsOption =
+      command->add_option("--settings", *settings, "a file as /etc/agentmachine/agentmachine.conf")
+          ->type_name("FILE");
+  command->add_flag("--json", *json, "print a JSON array, with an object for each problem")
+      ->needs(cardOption)
+      ->excludes(settingsOption);
+  command->callback([cards, json, settings, &status] {
+    if (cards->empty() && settings->empty()) throw CLI::RequiredError("CARD or --settings");
+    if (*json) {
+      const auto [array, good] = inJson(*cards);
+      std::cout << array << "\n";
+      if (!good) status = failure;
+      return;
+    }
+    const auto check = [&status](const std::string& path, const auto& read) {
       try {
-        (void)loadCard(path);
+        (void)read();
         std::cout << printable(path) << ": ok\n";
       } catch (const Error& error) {
         std::cout << printable(error.what()) << "\n";
         status = failure;
       }
-    }
+    };
+    if (!settings->empty())
+      check(*settings, [&] { return parseSettings(readFile(*settings, maxCardBytes), *settings); });
+    for (const auto& path : *cards) check(path, [&] { return loadCard(path); });
   });
 }
 

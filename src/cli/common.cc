@@ -52,6 +52,18 @@ std::size_t width(const std::string& text) {
 
 }  // namespace
 
+void forEach(const std::vector<std::string>& names, const std::function<void(const std::string&)>& act) {
+  std::string failures;
+  for (const auto& name : names) {
+    try {
+      act(name);
+    } catch (const Error& error) {
+      failures += (failures.empty() ? "" : "\nagentmachine: ") + std::string(error.what());
+    }
+  }
+  if (!failures.empty()) throw Error(failures);
+}
+
 void requireRoot(const std::string& what) {
   if (geteuid() != 0) throw Error(what + ": only root may do this; try: sudo agentmachine " + what);
 }
@@ -81,13 +93,17 @@ void tellOfCommand(const Machine& machine, const std::string& command, const std
                .by = by});
 }
 
-Card loadCard(const std::string& path) {
+std::expected<Card, std::vector<Problem>> readCard(const std::string& path) {
   // Whoever types an id here means the card of that id.
   if (!path.contains('/') && !path.contains('.') && !fs::exists(path))
     throw Error(std::format("there is no file \"{}\": a card is given by its file's name, like {}/{}.json",
                             path, Settings{}.cardsDirectory, path));
   const auto format = fs::path(path).extension() == ".toml" ? CardFormat::toml : CardFormat::json;
-  auto card = parseCard(readFile(path, maxCardBytes), format);
+  return parseCard(readFile(path, maxCardBytes), format);
+}
+
+Card loadCard(const std::string& path) {
+  auto card = readCard(path);
   if (!card) throw Error(trim(describe(path, card.error())));
   return std::move(*card);
 }

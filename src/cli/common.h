@@ -1,13 +1,19 @@
 // What several commands need: cards from files, machines by the name a person typed, the root check.
 #pragma once
+#include <expected>
+#include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
 #include "plan/machine.h"
 
 namespace agentmachine {
+
+/// Does `act` for each name. One that fails doesn't keep the others from being tried; all failures are told.
+void forEach(const std::vector<std::string>& names, const std::function<void(const std::string&)>& act);
 
 /// Throws Error that says so unless this process is root's. `what` is the command.
 void requireRoot(const std::string& what);
@@ -19,8 +25,11 @@ std::string caller();
 /// and, where that isn't all, to what.
 void tellOfCommand(const Machine& machine, const std::string& command, const std::string& detail = "");
 
-/// Reads a card; its format is told by the ending, .toml or anything else. Throws Error that lists every
-/// problem.
+/// Reads a card, or what is wrong with it; its format is told by the ending, .toml or anything else. Throws
+/// Error if there is nothing that can be read.
+std::expected<Card, std::vector<Problem>> readCard(const std::string& path);
+
+/// The same. Throws Error that lists every problem.
 Card loadCard(const std::string& path);
 
 /// The machine a person means: by id or by machine name. Throws Error that says what to type if there is

@@ -1,10 +1,13 @@
+#include <format>
 #include <iostream>
+#include <map>
 #include <memory>
 
 #include "apply/lifecycle.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "system/host.h"
+#include "util/error.h"
 #include "util/text.h"
 
 namespace agentmachine {
@@ -16,18 +19,28 @@ void addCreateCommand(CLI::App& app) {
   command->callback([cards] {
     requireRoot("create");
     const Settings settings = readSettings();
-    std::vector<Card> loaded;
+    std::map<std::string, Card> loaded;
+    std::map<std::string, std::string> pathOf;
     // All are read before any is made: a typing error in the second leaves nothing of the first.
-    for (const auto& path : *cards) loaded.push_back(loadCard(path));
+    for (const auto& path : *cards) {
+      const auto& card = loaded.insert_or_assign(path, loadCard(path)).first->second;
+      const auto [other, isFirst] = pathOf.emplace(card.id.str(), path);
+      if (!isFirst)
+        throw Error(
+            std::format("{} and {} are both cards of \"{}\": leave one of them out, or give it an "
+                        "agent_id of its own",
+                        other->second, path, card.id.str()));
+    }
     Systemd systemd;
-    for (std::size_t i = 0; i < loaded.size(); ++i) {
-      const Machine machine = createMachine(settings, loaded[i], systemd);
-      tellOfCommand(machine, "create", inQuotes((*cards)[i]));
+    forEach(*cards, [&](const std::string& path) {
+      const Machine machine = createMachine(settings, loaded.at(path), systemd);
+      tellOfCommand(machine, "create", inQuotes(path));
       std::cout << machine.name().str() << "\n";
       if (systemd.activeState(machine.name().unit()) == "active")
         std::cerr << machine.name().str()
-                  << " is running: its hosts count at once, the rest of the card from its next start\n";
-    }
+                  << " is running: its hosts, provider and key count at once, the rest of the card from its "
+                     "next start\n";
+    });
   });
 }
 

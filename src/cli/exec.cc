@@ -34,7 +34,8 @@ int execIn(const Machine& machine, const GuestCommand& command, bool terminal, S
 }
 
 /// Runs `act` in a child process and returns its status, 128 + signal if one ended it. A signal that would
-/// end this process ends the child instead, so that the caller can clean up. No other thread may run.
+/// end this process ends the child instead; from then on they are blocked, so that the caller can clean up.
+/// No other thread may run.
 int inChild(const std::function<int()>& act) {
   sigset_t watched, before;
   sigemptyset(&watched);
@@ -48,7 +49,7 @@ int inChild(const std::function<int()>& act) {
     try {
       status = act();
     } catch (const Error& error) {
-      std::cerr << "agentmachine: " << error.what() << "\n";
+      std::cerr << "agentmachine: " << printable(error.what()) << "\n";
     }
     std::cout.flush();
     _exit(status);
@@ -58,12 +59,11 @@ int inChild(const std::function<int()>& act) {
     const int signal = sigwaitinfo(&watched, nullptr);
     if (signal > 0 && signal != SIGCHLD) kill(child, signal);
   }
-  sigprocmask(SIG_SETMASK, &before, nullptr);
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-/// The machine of a card or an id, created if need be and started for one opencode that is not there yet.
-Machine startForRun(const Settings& settings, const std::string& cardOrId) {
+/// The machine of a card or an id, created if need be, which must not run.
+Machine machineForRun(const Settings& settings, const std::string& cardOrId) {
   Systemd systemd;
   const bool isFile = cardOrId.contains('/') || cardOrId.contains('.');
   auto found = isFile ? MachineOrCard{.machine = {}, .card = loadCard(cardOrId)}
@@ -73,9 +73,31 @@ Machine startForRun(const Settings& settings, const std::string& cardOrId) {
   if (state != "inactive" && state != "failed")
     throw Error(machine.name().str() + " is running already; in it: agentmachine exec " +
                 machine.card.id.str() + " -- opencode …");
-  startMachine(settings, withIdlePayload(machine), systemd);
-  tellOfCommand(machine, "run");
   return machine;
+}
+
+/// After `run`, however far it came: the machine is down, and whoever starts it next gets what its card says
+/// by now. Throws Error, after both were tried.
+void endRunCommand(const Settings& settings, const Machine& machine) {
+  Systemd systemd;
+  std::string failures;
+  const auto attempt = [&](const std::function<void()>& act) {
+    try {
+      act();
+    } catch (const Error& cause) {
+      failures += (failures.empty() ? "" : "\n") + std::string(cause.what());
+    }
+  };
+  attempt([&] {
+    stopMachine(settings, machine, systemd, caller(), std::nullopt);
+    // A start may have been asked for that had not begun.
+    systemd.stop(machine.name().unit());
+  });
+  attempt([&] {
+    if (const auto present = readMachine(settings, machine.card.id))
+      renderMachine(settings, *present, systemd);
+  });
+  if (!failures.empty()) throw Error(failures);
 }
 
 }  // namespace
@@ -156,17 +178,16 @@ void addRunCommand(CLI::App& app, int& status) {
   command->callback([=, &status] {
     requireRoot("run");
     const Settings settings = readSettings();
-    const Machine machine = startForRun(settings, *path);
+    const Machine machine = machineForRun(settings, *path);
     GuestCommand opencode{.user = "", .argv = {"opencode"}, .environment = {}, .directory = ""};
     append(opencode.argv, *words);
     status = inChild([&] {
       Systemd systemd;
+      startMachine(settings, withIdlePayload(machine), systemd);
+      tellOfCommand(machine, "run");
       return execIn(machine, opencode, *terminal, systemd);
     });
-    Systemd systemd;
-    stopMachine(settings, machine, systemd, caller(), std::nullopt);
-    // Whoever starts it next gets what the card says.
-    renderMachine(settings, machine, systemd);
+    endRunCommand(settings, machine);
   });
 }
 

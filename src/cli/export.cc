@@ -42,7 +42,7 @@ struct KubernetesWords {
   std::vector<std::string> cards;
   std::string kind, proxy, space{"opencode-agent"}, image{defaultAgentImage}, proxyImage{defaultProxyImage};
   unsigned replicas = 1;
-  bool includeKeys = false;
+  bool includeKeys = false, hostUsers = false;
 };
 
 KubernetesOptions optionsFrom(const KubernetesWords& words, const std::vector<Card>& cards) {
@@ -50,6 +50,7 @@ KubernetesOptions optionsFrom(const KubernetesWords& words, const std::vector<Ca
                             .space = option<NamespaceName>("--namespace", words.space),
                             .image = option<ImageReference>("--image", words.image),
                             .proxyImage = option<ImageReference>("--proxy-image", words.proxyImage),
+                            .hostUsers = words.hostUsers,
                             .now = std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now()),
                             .keys = {}};
   if (words.kind == "deployment") options.kind = KubernetesKind::deployment;
@@ -71,7 +72,10 @@ void addKubernetes(CLI::App& engines) {
   auto* command = engines.add_subcommand("kubernetes", "print objects for kubectl apply");
   auto words = std::make_shared<KubernetesWords>();
   command->add_option("CARD", words->cards, "card files, JSON or TOML")->required();
-  command->add_option("--kind", words->kind, "what keeps the agent running; job if the card has ttl_seconds")
+  command
+      ->add_option(
+          "--kind", words->kind,
+          "what keeps the agent running; job if the card has ttl_seconds, a command, or restart \"no\"")
       ->check(CLI::IsMember({"deployment", "job", "sandbox"}));
   command->add_option("--replicas", words->replicas, "so many agents, in one workspace")
       ->type_name("N")
@@ -89,6 +93,8 @@ void addKubernetes(CLI::App& engines) {
   command->add_option("--proxy-image", words->proxyImage, "the proxy's image")
       ->type_name("REF")
       ->capture_default_str();
+  command->add_flag("--host-users", words->hostUsers,
+                    "no users of the pods' own, for nodes or workspaces that can't have them");
   command->add_flag("--include-key", words->includeKeys, "write the API keys into the output");
   command->callback([words] {
     const auto cards = loadCards(words->cards);
@@ -115,7 +121,7 @@ void write(const ExportedFiles& exported, const std::string& directory) {
 void addPodman(CLI::App& engines) {
   struct Words {
     std::vector<std::string> cards;
-    std::string image{defaultAgentImage}, proxyImage{defaultProxyImage}, output;
+    std::string image{defaultAgentImage}, proxyImage{defaultProxyImage}, subnet{"10.214.0.0/16"}, output;
     bool rootful = false;
   };
   auto* command = engines.add_subcommand("podman", "write quadlets for Podman");
@@ -128,11 +134,15 @@ void addPodman(CLI::App& engines) {
   command->add_option("--proxy-image", words->proxyImage, "the proxy's image")
       ->type_name("REF")
       ->capture_default_str();
+  command->add_option("--subnet", words->subnet, "where the agents' networks are, eight addresses each")
+      ->type_name("ADDRESS/LENGTH")
+      ->capture_default_str();
   command->callback([words] {
     write(exportPodman(loadCards(words->cards),
                        {.rootful = words->rootful,
                         .image = option<ImageReference>("--image", words->image),
-                        .proxyImage = option<ImageReference>("--proxy-image", words->proxyImage)}),
+                        .proxyImage = option<ImageReference>("--proxy-image", words->proxyImage),
+                        .subnet = option<Subnet>("--subnet", words->subnet)}),
           words->output);
   });
 }

@@ -7,6 +7,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include "apply/lifecycle.h"
 #include "build_config.h"
 #include "cli/commands.h"
 #include "cli/common.h"
@@ -17,9 +18,11 @@
 #include "system/image_store.h"
 #include "system/nix.h"
 #include "system/oci.h"
+#include "system/remains.h"
+#include "system/run_record.h"
+#include "system/systemd.h"
 #include "util/error.h"
 #include "util/fd.h"
-#include "util/lock.h"
 #include "util/text.h"
 
 namespace agentmachine {
@@ -30,12 +33,19 @@ ImageStore openStore(const Settings& settings) {
   return ImageStore(settings.stateDirectory + "/images");
 }
 
-/// Ids of the machines that have each image, by digest.
-std::map<std::string, std::vector<std::string>> imageUsers(const Settings& settings) {
-  std::map<std::string, std::vector<std::string>> users;
+/// Ids of the machines that have each image, by digest: from their next start on, for the way back after an
+/// upgrade, or because they run from it.
+std::map<std::string, std::set<std::string>> imageUsers(const Settings& settings) {
+  std::map<std::string, std::set<std::string>> users;
+  Systemd systemd;
+  const auto running = runningMachines(systemd);
   for (const auto& [id, machine] : readMachines(settings)) {
-    users[machine.allocation.image].push_back(id);
-    if (machine.allocation.provenImage) users[*machine.allocation.provenImage].push_back(id);
+    const auto& allocation = machine.allocation;
+    users[allocation.image].insert(id);
+    if (allocation.provenImage) users[*allocation.provenImage].insert(id);
+    if (!running.contains(machine.name().str())) continue;
+    const auto run = readRunRecord(machinePaths(settings, machine.card.id, allocation.address).state);
+    if (run && !run->image.empty()) users[run->image].insert(id);
   }
   return users;
 }
@@ -48,11 +58,6 @@ std::set<std::string> usedImages(const Settings& settings) {
   std::set<std::string> used;
   for (const auto& [digest, ids] : imageUsers(settings)) used.insert(digest);
   return used;
-}
-
-/// While it is held no machine is created, so an image that no machine has stays so.
-FileLock lockState(const Settings& settings) {
-  return FileLock(settings.runtimeDirectory + "/lock/state");
 }
 
 /// Prints the digest of what is at `path`: a tree in the Nix store, or a tarball.
@@ -146,7 +151,7 @@ void addList(CLI::App& images) {
     for (const auto& image : list)
       rows.push_back({shortDigest(image.digest), image.name, humanBytes(image.bytes),
                       humanTime(image.imported), image.packages.empty() ? "-" : joined(image.packages),
-                      users[image.digest].empty() ? "-" : join(users[image.digest], " ")});
+                      users[image.digest].empty() ? "-" : joined(users[image.digest])});
     printTable({"IMAGE", "NAME", "SIZE", "IMPORTED", "PACKAGES", "MACHINES"}, rows);
   });
 }
@@ -223,13 +228,14 @@ void addRemove(CLI::App& images) {
     requireRoot("image rm");
     const Settings settings = readSettings();
     auto store = openStore(settings);
+    // While it is held no machine is created, so an image that no machine has stays so.
     const auto lock = lockState(settings);
-    std::vector<Image> wanted;
-    for (const auto& name : *names) wanted.push_back(store.find(name));
-    for (const auto& image : wanted) {
-      store.remove(image, usedImages(settings));
+    const auto used = usedImages(settings);
+    forEach(*names, [&](const std::string& name) {
+      const auto image = store.find(name);
+      store.remove(image, used);
       std::cout << image.digest << "\n";
-    }
+    });
   });
 }
 

@@ -2,7 +2,6 @@
 #include "apply/lifecycle.h"
 
 #include <format>
-#include <functional>
 #include <iostream>
 #include <memory>
 
@@ -16,19 +15,6 @@
 namespace agentmachine {
 
 namespace {
-
-/// Does `act` for each id. One that fails doesn't keep the others from being tried; all failures are told.
-void forEach(const std::vector<std::string>& ids, const std::function<void(const std::string&)>& act) {
-  std::string failures;
-  for (const auto& id : ids) {
-    try {
-      act(id);
-    } catch (const Error& error) {
-      failures += (failures.empty() ? "" : "\nagentmachine: ") + std::string(error.what());
-    }
-  }
-  if (!failures.empty()) throw Error(failures);
-}
 
 CLI::App* addIdsCommand(CLI::App& app, const std::string& name, const std::string& help,
                         const std::shared_ptr<std::vector<std::string>>& ids) {
@@ -98,7 +84,7 @@ void addRestartCommand(CLI::App& app) {
     const Settings settings = readSettings();
     Systemd systemd;
     forEach(*ids, [&](const std::string& id) {
-      const Machine machine = findMachine(settings, id);
+      const Machine machine = findOrCreate(settings, id, systemd);
       stopMachine(settings, machine, systemd, caller(), seconds(*timeout));
       startMachine(settings, machine, systemd);
       tellOfCommand(machine, "restart");
@@ -183,7 +169,7 @@ void addRemoveCommand(CLI::App& app) {
     Systemd systemd;
     forEach(*ids, [&](const std::string& id) {
       const Machine machine = findMachine(settings, id);
-      removeMachine(settings, machine, systemd, *workspace);
+      removeMachine(settings, machine, systemd, caller(), *workspace);
       tellOfCommand(machine, "rm", *workspace ? "with its workspace" : "");
       std::cout << machine.name().str() << "\n";
       if (machine.allocation.workspaceImage && !*workspace)

@@ -99,6 +99,7 @@ void printDetails(const MachineStatus& status) {
   for (const auto& host : card.allowedHosts) hosts += (hosts.empty() ? "" : ", ") + host.str();
   row("Hosts", hosts.empty() ? "the provider only" : hosts);
   row("Unit", status.machine.name().unit());
+  if (status.state == MachineState::failed) row("Last words", "agentmachine logs " + card.id.str());
 }
 
 }  // namespace

@@ -23,13 +23,9 @@ constexpr std::uint64_t leastScratchMb = 16;
 constexpr std::string_view units = "etc/systemd/system/";
 constexpr std::string_view configs = "etc/agentmachine/bwrap/";
 
-/// Of the proxy, on the host's loopback.
-std::string addressOf(const AgentId& id) {
-  return Ipv4{loopbackBase + 1 + slotOf(id, loopbackSlots)}.str();
-}
-
-ProxyPlaces placesOf(const AgentId& id) {
-  return {.address = addressOf(id),
+/// `address` is the proxy's, on the host's loopback.
+ProxyPlaces placesOf(const AgentId& id, const std::string& address) {
+  return {.address = address,
           .config = std::format("/{}{}/proxy", configs, id.str()),
           .secret = "${CREDENTIALS_DIRECTORY}",
           .runtime = "/run/agentmachine-bwrap-squid/" + id.str(),
@@ -54,7 +50,7 @@ std::vector<std::string> sandbox(const Card& card, const BwrapOptions& options, 
   std::vector<std::string> words = {
       "--unshare-user",
       // None of its own: in one it could mount, and reach more of the kernel.
-      "--disable-userns", "--die-with-parent", "--new-session", "--uid", std::to_string(agentUid), "--gid",
+      "--disable-userns", "--new-session", "--uid", std::to_string(agentUid), "--gid",
       std::to_string(agentUid), "--hostname", MachineName(card.id).str(), "--cap-drop", "ALL", "--ro-bind",
       options.root.str(), "/", "--proc", "/proc", "--dev", "/dev",
       // It is the agent's, and has no limit of its size.
@@ -88,9 +84,10 @@ std::string agentTemplate(const BwrapOptions& options) {
   file.comment("Rendered by agentmachine. What it runs is in each agent's drop-in.")
       .section("Unit")
       .set("Description", "Agent %i in bubblewrap")
-      .set("Requires",
-           "agentmachine-bwrap-squid@%i.service agentmachine-bwrap-proxy@%i.socket "
-           "agentmachine-bwrap-broker@%i.socket")
+      .set("Requires", "agentmachine-bwrap-proxy@%i.socket agentmachine-bwrap-broker@%i.socket")
+      // Wanted, not required: a new policy restarts the proxy, not the agent. Without it the relays don't
+      // run.
+      .set("Wants", "agentmachine-bwrap-squid@%i.service")
       .set("After",
            "agentmachine-bwrap-squid@%i.service agentmachine-bwrap-proxy@%i.socket "
            "agentmachine-bwrap-broker@%i.socket")
@@ -118,23 +115,26 @@ std::string agentTemplate(const BwrapOptions& options) {
       .set("KeyringMode", "private")
       .set("LimitCORE", "0")
       .set("MemorySwapMax", "0")
-      .set("OOMPolicy", "continue");
+      .set("OOMPolicy", "continue")
+      .section("Install")
+      .set("WantedBy", "multi-user.target");
   return file.str();
 }
 
 std::string agentDropIn(const Card& card, const BwrapOptions& options) {
   const auto& limits = card.limits;
-  const bool ends = card.ttl.count() > 0;
-  // Without --unshare-net: the unit's network namespace is private already, and has the proxy's sockets.
+  // Without --unshare-net: the unit's network namespace is private already, and has the proxy's sockets. And
+  // without --die-with-parent: bwrap ends at SIGTERM, and would take the agent's time to end with it. What is
+  // left systemd ends.
   std::vector<std::string> command = {"/usr/bin/bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-uts",
                                       "--unshare-cgroup"};
   append(command, sandbox(card, options, "${CREDENTIALS_DIRECTORY}/api-key"));
   IniFile file;
-  file.comment("Rendered by agentmachine from the card of " + card.id.str() + ".")
-      .section("Service")
-      .set("ExecStart", commandLine(command))
-      .set("ReadWritePaths", card.workspace.str())
-      .set("Restart", ends ? "no" : "on-failure")
+  file.comment("Rendered by agentmachine from the card of " + card.id.str() + ".").section("Unit");
+  setStartLimit(file, unitRestart(card));
+  file.section("Service").set("ExecStart", commandLine(command)).set("ReadWritePaths", card.workspace.str());
+  setRestart(file, unitRestart(card));
+  file.set("TimeoutStopSec", std::format("{}s", card.stopTimeout.count()))
       .set("MemoryMax", std::format("{}M", limits.memoryMb))
       .set("CPUWeight", std::to_string(cpuWeight(limits.cpuShares)))
       .set("IOWeight", std::to_string(limits.ioWeight))
@@ -142,7 +142,7 @@ std::string agentDropIn(const Card& card, const BwrapOptions& options) {
       .set("TasksMax", std::to_string(limits.maxProcesses + 2))
       .set("LimitNOFILE", std::to_string(limits.maxOpenFiles));
   if (limits.cpuQuotaPercent) file.set("CPUQuota", std::format("{}%", *limits.cpuQuotaPercent));
-  if (ends) file.set("RuntimeMaxSec", std::to_string(card.ttl.count()));
+  if (card.ttl.count() > 0) file.set("RuntimeMaxSec", std::to_string(card.ttl.count()));
   if (card.memoryDenyWriteExecute) file.set("MemoryDenyWriteExecute", "yes");
   if (card.apiKeyFile && card.apiKeyDelivery == KeyDelivery::credential)
     file.set("LoadCredential", std::format("api-key:{}", card.apiKeyFile->str()));
@@ -164,14 +164,18 @@ std::string socketTemplate(std::string_view what, std::uint16_t port) {
   return file.str();
 }
 
-std::string relay(const Card& card, std::string_view what, std::uint16_t port) {
+std::string relay(const Card& card, std::string_view what, const std::string& address, std::uint16_t port) {
+  // Else what listens at the address might be another agent's.
+  const auto squid = std::format("agentmachine-bwrap-squid@{}.service", card.id.str());
   IniFile file;
   file.comment("Rendered by agentmachine from the card of " + card.id.str() + ".")
       .section("Unit")
       .set("Description", std::format("Relay of agent {} to its {}", card.id.str(), what))
       .set("BindsTo", std::format("agentmachine-bwrap-{}@{}.socket", what, card.id.str()))
+      .set("Requires", squid)
+      .set("After", squid)
       .section("Service")
-      .set("ExecStart", std::format("/usr/lib/systemd/systemd-socket-proxyd {}:{}", addressOf(card.id), port))
+      .set("ExecStart", std::format("/usr/lib/systemd/systemd-socket-proxyd {}:{}", address, port))
       .set("DynamicUser", "yes")
       .set("ProtectHome", "yes")
       .set("NoNewPrivileges", "yes")
@@ -217,23 +221,24 @@ std::string shellWord(const std::string& word) {
   return quoted + "'";
 }
 
-void addCard(ExportedFiles& result, const Card& card, const BwrapOptions& options) {
+void addCard(ExportedFiles& result, const Card& card, const std::string& address,
+             const BwrapOptions& options) {
   const std::string& id = card.id.str();
   const auto unit = [&](std::string_view name) { return std::format("{}{}", units, name); };
   result.files[unit(std::format("agentmachine-bwrap@{}.service.d/card.conf", id))] =
       agentDropIn(card, options);
   result.files[unit(std::format("agentmachine-bwrap-proxy@{}.service", id))] =
-      relay(card, "proxy", exportedProxyPort);
+      relay(card, "proxy", address, exportedProxyPort);
   result.files[unit(std::format("agentmachine-bwrap-broker@{}.service", id))] =
-      relay(card, "broker", exportedBrokerPort);
-  if (proxyHasKey(card)) {
-    IniFile key;
-    key.comment("Rendered by agentmachine from the card of " + id + ".")
-        .section("Service")
-        .set("LoadCredential", std::format("{}:{}", proxyKeyName, card.apiKeyFile->str()));
-    result.files[unit(std::format("agentmachine-bwrap-squid@{}.service.d/key.conf", id))] = key.str();
-  }
-  const auto places = placesOf(card.id);
+      relay(card, "broker", address, exportedBrokerPort);
+  // Always there, so that the next export without a key takes it away.
+  IniFile key;
+  key.comment("Rendered by agentmachine from the card of " + id + ".")
+      .section("Service")
+      .set("LoadCredential",
+           proxyHasKey(card) ? std::format("{}:{}", proxyKeyName, card.apiKeyFile->str()) : "");
+  result.files[unit(std::format("agentmachine-bwrap-squid@{}.service.d/key.conf", id))] = key.str();
+  const auto places = placesOf(card.id, address);
   const auto config = std::format("{}{}/", configs, id);
   result.files[config + "opencode.json"] = renderOpencodeConfig(card, egressOf(card));
   result.files[config + "proxy/squid.conf"] = renderProxyConf(card, places);
@@ -248,7 +253,7 @@ void addCard(ExportedFiles& result, const Card& card, const BwrapOptions& option
 }  // namespace
 
 std::vector<std::string> bwrapCommand(const Card& card, const BwrapOptions& options) {
-  std::vector<std::string> command = {"bwrap", "--unshare-all"};
+  std::vector<std::string> command = {"bwrap", "--unshare-all", "--die-with-parent"};
   append(command, sandbox(card, options, card.apiKeyFile ? card.apiKeyFile->str() : ""));
   return command;
 }
@@ -261,19 +266,15 @@ ExportedFiles exportBwrap(const std::vector<Card>& cards, const BwrapOptions& op
   result.files[unit("agentmachine-bwrap-squid@.service")] = squidTemplate();
   result.files[unit("agentmachine-bwrap-proxy@.socket")] = socketTemplate("proxy", exportedProxyPort);
   result.files[unit("agentmachine-bwrap-broker@.socket")] = socketTemplate("broker", exportedBrokerPort);
-  std::map<std::uint32_t, std::string> slots;
+  const auto slots = slotsFor(cards, loopbackSlots);
   for (const auto& card : cards) {
     const std::string& id = card.id.str();
-    inContext("export " + id, [&] {
-      (void)exportedPolicy(card);
-      if (const auto [other, isNew] = slots.emplace(slotOf(card.id, loopbackSlots), id); !isNew)
-        throw Error(
-            std::format("its proxy would have the address of that of \"{}\", {}: choose another agent_id",
-                        other->second, addressOf(card.id)));
-    });
-    addCard(result, card, options);
+    inContext("export " + id, [&] { (void)exportedPolicy(card); });
+    addCard(result, card, Ipv4{loopbackBase + 1 + slots.at(id)}.str(), options);
     auto warnings = warningsFor(Engine::bwrap, card);
     warnings.push_back(std::format("workspace {}: must belong to {}", card.workspace.str(), options.user));
+    if (card.autostart)
+      warnings.push_back(std::format("autostart: type `systemctl enable agentmachine-bwrap@{}`", id));
     if (card.proxy && !isOwnProxy(*card.proxy, Settings{}))
       warnings.push_back(std::format("proxy {}: is not used", card.proxy->str()));
     for (const auto& warning : warnings) result.warnings.push_back(id + ": " + warning);

@@ -1,6 +1,21 @@
 #include "export/files.h"
 
+#include <format>
+#include <set>
+
+#include "util/error.h"
+
 namespace agentmachine {
+
+namespace {
+
+std::uint32_t slotOf(const AgentId& id, std::uint32_t count) {
+  std::uint32_t hash = 2166136261U;  // FNV-1a
+  for (const char c : id.str()) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619U;
+  return hash % count;
+}
+
+}  // namespace
 
 std::string inOne(const ExportedFiles& exported) {
   std::string text;
@@ -21,10 +36,21 @@ std::string unitWord(std::string_view word) {
   return quoted + "\"";
 }
 
-std::uint32_t slotOf(const AgentId& id, std::uint32_t count) {
-  std::uint32_t hash = 2166136261U;  // FNV-1a
-  for (const char c : id.str()) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619U;
-  return hash % count;
+std::map<std::string, std::uint32_t> slotsFor(const std::vector<Card>& cards, std::uint32_t count) {
+  if (cards.size() > count)
+    throw Error(
+        std::format("{} cards: there are addresses for {}; export them in parts", cards.size(), count));
+  std::map<std::string, std::uint32_t> slots;
+  for (const auto& card : cards) slots[card.id.str()] = slotOf(card.id, count);
+  // In the order of ids, so that the order of the cards doesn't matter.
+  std::set<std::uint32_t> taken;
+  for (auto& [id, slot] : slots)
+    while (!taken.insert(slot).second) slot = (slot + 1) % count;
+  return slots;
+}
+
+RestartPolicy unitRestart(const Card& card) {
+  return card.ttl.count() > 0 ? RestartPolicy::no : card.restart;
 }
 
 }  // namespace agentmachine

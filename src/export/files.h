@@ -21,7 +21,12 @@ std::string inOne(const ExportedFiles& exported);
 /// nothing in it is a specifier, a variable or the end of the word.
 std::string unitWord(std::string_view word);
 
-/// A number that is always the same for an id and seldom that of another: below `count`.
-std::uint32_t slotOf(const AgentId& id, std::uint32_t count);
+/// A number below `count` for each card, by its id: that of its hash, which is seldom another's, and in these
+/// cards the next that is free. Throws Error if there are more cards than numbers.
+std::map<std::string, std::uint32_t> slotsFor(const std::vector<Card>& cards, std::uint32_t count);
+
+/// `restart` as it can be kept by a unit that also ends by RuntimeMaxSec=: started anew, its time would begin
+/// anew.
+RestartPolicy unitRestart(const Card& card);
 
 }  // namespace agentmachine

@@ -12,6 +12,7 @@
 #include "plan/machine.h"
 #include "plan/opencode.h"
 #include "util/error.h"
+#include "util/sha256.h"
 #include "util/text.h"
 
 namespace agentmachine {
@@ -25,6 +26,7 @@ constexpr std::string_view account = "opencode-agent";
 constexpr std::uint32_t proxyUid = 65531;
 constexpr std::uint64_t defaultDiskGib = 100;  // the seed's; nobody enforces it on a directory of the node
 constexpr std::uint64_t leastScratchMb = 16;
+constexpr int retries = 9;  ///< a machine gives up after ten starts, too
 
 std::string mebibytes(std::uint64_t number) {
   return std::format("{}Mi", number);
@@ -54,6 +56,7 @@ struct Agent {
   [[nodiscard]] std::string name() const { return MachineName(card.id).str(); }
   [[nodiscard]] std::string proxyName() const { return agentmachine::proxyName(card.id); }
   [[nodiscard]] std::string keyName() const { return name() + "-key"; }
+  [[nodiscard]] std::string volumeName() const { return space() + "-" + name(); }
   [[nodiscard]] std::string space() const { return options.space.str(); }
 };
 
@@ -75,13 +78,17 @@ Json object(std::string_view version, std::string_view kind, Json metadata) {
   return {{"apiVersion", version}, {"kind", kind}, {"metadata", std::move(metadata)}};
 }
 
-/// Of a pod's template. It changes with the card and with what renders it, and then Kubernetes replaces the
-/// pods: a policy that is tighter must not wait for the next restart.
+/// Of a pod's template. It changes with the card and with what renders it, and then a Deployment replaces its
+/// pods: a policy that is tighter must not wait for the next restart. A digest, because annotations have a
+/// limit.
 Json podMetadata(const Agent& agent, std::string_view role) {
+  Sha256 digest;
+  const std::string card = toJson(agent.card);
+  digest.add(card.data(), card.size());
   return {{"labels", labels(agent, role)},
           {"annotations",
            {{"agentmachine.org/version", AGENTMACHINE_VERSION},
-            {"agentmachine.org/card", Json::parse(toJson(agent.card)).dump()}}}};
+            {"agentmachine.org/card", "sha256:" + digest.hex()}}}};
 }
 
 Json podSecurity(std::uint32_t user) {
@@ -227,7 +234,7 @@ Json proxyPod(const Agent& agent) {
       {"serviceAccountName", account},
       {"automountServiceAccountToken", false},
       {"enableServiceLinks", false},
-      {"hostUsers", false},
+      {"hostUsers", agent.options.hostUsers},
       {"terminationGracePeriodSeconds", 10},
       {"securityContext", podSecurity(proxyUid)},
       {"containers", Json::array({{{"name", "squid"},
@@ -320,20 +327,17 @@ Json resources(const ResourceLimits& limits) {
           {"limits", most}};
 }
 
-void addProbes(Json& container, const Card& card) {
+/// Only of its start: a server that is busy answers as late as one that hangs.
+void addProbe(Json& container, const Card& card) {
   // Of another command nothing is known.
   if (!card.command.empty()) return;
-  const auto probe = [](unsigned period, unsigned failures) {
-    return Json{{"exec",
-                 {{"command",
-                   {"curl", "--silent", "--output", "/dev/null", "--max-time", "5",
-                    std::format("http://127.0.0.1:{}/config", serverPort)}}}},
-                {"timeoutSeconds", 10},
-                {"periodSeconds", period},
-                {"failureThreshold", failures}};
-  };
-  container["startupProbe"] = probe(5, 60);
-  container["livenessProbe"] = probe(30, 3);
+  container["startupProbe"] = {{"exec",
+                                {{"command",
+                                  {"curl", "--silent", "--output", "/dev/null", "--max-time", "5",
+                                   std::format("http://127.0.0.1:{}/config", serverPort)}}}},
+                               {"timeoutSeconds", 10},
+                               {"periodSeconds", 5},
+                               {"failureThreshold", 60}};
 }
 
 Json agentPod(const Agent& agent, std::string_view restartPolicy) {
@@ -364,17 +368,17 @@ Json agentPod(const Agent& agent, std::string_view restartPolicy) {
                     {"env", environment(agent)},
                     {"resources", resources(limits)},
                     {"volumeMounts", mounts}};
-  addProbes(container, card);
+  addProbe(container, card);
   const bool needsNames = agent.proxy && isNamed(*agent.proxy);
   Json pod = {{"serviceAccountName", account},
               {"automountServiceAccountToken", false},
               // For the proxy's address.
               {"enableServiceLinks", !agent.proxy},
-              {"hostUsers", false},
+              {"hostUsers", agent.options.hostUsers},
               // PID 1 is the sandbox's then: opencode as PID 1 would ignore SIGTERM, and reap nobody.
               {"shareProcessNamespace", true},
               {"restartPolicy", restartPolicy},
-              {"terminationGracePeriodSeconds", 10},
+              {"terminationGracePeriodSeconds", card.stopTimeout.count()},
               {"securityContext", podSecurity(agentUid)}};
   if (needsNames)
     pod["dnsPolicy"] = "ClusterFirst";
@@ -384,6 +388,20 @@ Json agentPod(const Agent& agent, std::string_view restartPolicy) {
                   {"volumes", volumes},
                   {"nodeSelector", {{"kubernetes.io/os", "linux"}}}});
   return pod;
+}
+
+/// Of a pod that no Deployment keeps.
+std::string_view restartPolicy(const Agent& agent) {
+  switch (agent.card.restart) {
+    case RestartPolicy::no:
+      return "Never";
+    case RestartPolicy::onFailure:
+      return "OnFailure";
+    case RestartPolicy::always:
+      break;
+  }
+  // A Job takes no other.
+  return agent.kind == KubernetesKind::job ? "OnFailure" : "Always";
 }
 
 Json workload(const Agent& agent) {
@@ -401,9 +419,11 @@ Json workload(const Agent& agent) {
     }
     case KubernetesKind::job: {
       Json job = object("batch/v1", "Job", std::move(meta));
-      job["spec"] = {{"parallelism", agent.options.replicas}, {"completions", agent.options.replicas}};
+      job["spec"] = {{"parallelism", agent.options.replicas},
+                     {"completions", agent.options.replicas},
+                     {"backoffLimit", card.restart == RestartPolicy::no ? 0 : retries}};
       if (card.ttl.count() > 0) job["spec"]["activeDeadlineSeconds"] = card.ttl.count();
-      job["spec"]["template"] = {{"metadata", pods}, {"spec", agentPod(agent, "OnFailure")}};
+      job["spec"]["template"] = {{"metadata", pods}, {"spec", agentPod(agent, restartPolicy(agent))}};
       return job;
     }
     case KubernetesKind::sandbox:
@@ -415,13 +435,13 @@ Json workload(const Agent& agent) {
     sandbox["spec"]["shutdownTime"] = std::format("{:%FT%T}Z", agent.options.now + card.ttl);
     sandbox["spec"]["shutdownPolicy"] = "Delete";
   }
-  sandbox["spec"]["podTemplate"] = {{"metadata", pods}, {"spec", agentPod(agent, "Always")}};
+  sandbox["spec"]["podTemplate"] = {{"metadata", pods}, {"spec", agentPod(agent, restartPolicy(agent))}};
   return sandbox;
 }
 
 void addWorkspace(std::vector<Json>& objects, const Agent& agent) {
   const auto& disk = agent.card.limits.diskMb;
-  const std::string volumeName = agent.space() + "-" + agent.name();
+  const std::string volumeName = agent.volumeName();
   const std::string size = disk ? mebibytes(*disk) : std::format("{}Gi", defaultDiskGib);
   const Json modes = Json::array({agent.options.replicas > 1 ? "ReadWriteMany" : "ReadWriteOnce"});
   Json volume = object("v1", "PersistentVolume", {{"name", volumeName}, {"labels", labels(agent, "agent")}});
@@ -477,12 +497,15 @@ void addCommon(std::vector<Json>& objects, const NamespaceName& space) {
                     Json::object(), Json::array(), Json::array()));
 }
 
+/// A Deployment would begin anew what has ended.
+KubernetesKind usualKind(const Card& card) {
+  const bool once =
+      card.restart == RestartPolicy::no || (!card.command.empty() && card.restart != RestartPolicy::always);
+  return once || card.ttl.count() > 0 ? KubernetesKind::job : KubernetesKind::deployment;
+}
+
 Agent agentOf(const Card& card, const KubernetesOptions& options) {
-  Agent agent{
-      .card = card,
-      .options = options,
-      .kind = options.kind.value_or(card.ttl.count() > 0 ? KubernetesKind::job : KubernetesKind::deployment),
-      .proxy = {}};
+  Agent agent{.card = card, .options = options, .kind = options.kind.value_or(usualKind(card)), .proxy = {}};
   if (options.proxy)
     agent.proxy = options.proxy->address;
   else if (card.proxy && !isOwnProxy(*card.proxy, Settings{}))
@@ -529,6 +552,14 @@ std::vector<std::string> warningsOf(const Agent& agent) {
         std::format("ttl_seconds: weaker: a Sandbox ends at a time of the clock, and this one's counts "
                     "from its export: {:%FT%T}Z",
                     agent.options.now + card.ttl));
+  if (card.restart == RestartPolicy::no && agent.kind == KubernetesKind::deployment)
+    warnings.emplace_back("restart: not kept: a Deployment starts again whatever ended; --kind job doesn't");
+  if (card.restart == RestartPolicy::always && agent.kind == KubernetesKind::job)
+    warnings.emplace_back("restart: weaker: a Job has ended when its program ends without an error");
+  if (agent.options.hostUsers)
+    warnings.emplace_back(
+        "--host-users: the pods have no users of their own: who gets out of one is user 65532 or 65531 of "
+        "the node");
   if (agent.options.replicas > 1)
     warnings.push_back(
         std::format("replicas: {} agents would work in one workspace and overwrite each other's work",
@@ -540,9 +571,22 @@ std::vector<std::string> warningsOf(const Agent& agent) {
   return warnings;
 }
 
+/// With a label, by which it is found again when all of the agent is deleted.
 std::string createSecret(const Agent& agent) {
-  return std::format("kubectl --namespace {} create secret generic {} --from-file={}={}", agent.space(),
-                     agent.keyName(), proxyKeyName, agent.card.apiKeyFile->str());
+  return std::format(
+      "#   kubectl --namespace {0} create secret generic {1} --from-file={2}={3}\n"
+      "#   kubectl --namespace {0} label secret {1} agentmachine.org/agent-id={4}\n",
+      agent.space(), agent.keyName(), proxyKeyName, agent.card.apiKeyFile->str(), agent.card.id.str());
+}
+
+/// What takes all of an agent away but the directory that is its workspace.
+std::string deleteAll(const Agent& agent) {
+  const bool sandbox = agent.kind == KubernetesKind::sandbox;
+  return std::format(
+      "#   kubectl --namespace {} delete {}deployment,job,service,configmap,secret,networkpolicy,pvc "
+      "--selector=agentmachine.org/agent-id={}\n"
+      "#   kubectl delete persistentvolume {}\n",
+      agent.space(), sandbox ? "sandbox," : "", agent.card.id.str(), agent.volumeName());
 }
 
 }  // namespace
@@ -552,7 +596,7 @@ Exported exportKubernetes(const std::vector<Card>& cards, const KubernetesOption
   std::vector<Json> objects;
   addCommon(objects, options.space);
   Exported result;
-  std::string notes, secrets;
+  std::string notes, secrets, deletions;
   std::vector<std::string> ids;
   for (const auto& card : cards) {
     const Agent agent = inContext("export " + card.id.str(), [&] { return agentOf(card, options); });
@@ -565,8 +609,8 @@ Exported exportKubernetes(const std::vector<Card>& cards, const KubernetesOption
       notes += "#   " + warning + "\n";
       result.warnings.push_back(card.id.str() + ": " + warning);
     }
-    if (card.apiKeyFile && !options.keys.contains(card.id.str()))
-      secrets += "#   " + createSecret(agent) + "\n";
+    if (card.apiKeyFile && !options.keys.contains(card.id.str())) secrets += createSecret(agent);
+    deletions += deleteAll(agent);
   }
   for (const auto* image : {&options.image, &options.proxyImage}) {
     if (hasDigest(*image)) continue;
@@ -579,7 +623,12 @@ Exported exportKubernetes(const std::vector<Card>& cards, const KubernetesOption
                 ", for kubectl apply --filename=FILE\n" + notes;
   if (!secrets.empty())
     result.text += "# Keys are in no object here. After the namespace, or with it:\n" + secrets;
-  result.text += renderYaml(objects);
+  result.text +=
+      "# To take an agent away, with its key and its proxy, which its own end leaves there; and before it "
+      "is\n"
+      "# applied again with what can't be changed: anything of a Job or Sandbox, of all of them workspace,\n"
+      "# disk_mb and --replicas:\n" +
+      deletions + renderYaml(objects);
   return result;
 }
 

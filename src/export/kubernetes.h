@@ -15,13 +15,14 @@ namespace agentmachine {
 enum class KubernetesKind { deployment, job, sandbox };
 
 struct KubernetesOptions {
-  std::optional<KubernetesKind> kind{};  ///< absent: a Job if the card has an end, else a Deployment
+  std::optional<KubernetesKind> kind{};  ///< absent: a Job if what runs is to end, else a Deployment
   unsigned replicas = 1;
   /// Absent: the card's own `proxy` if it names one that isn't a machine's usual one, else in the cluster.
   std::optional<ProxyPlace> proxy{};
   NamespaceName space = NamespaceName::parse("opencode-agent").value();
   ImageReference image = ImageReference::parse(defaultAgentImage).value();
   ImageReference proxyImage = ImageReference::parse(defaultProxyImage).value();
+  bool hostUsers = false;          ///< the pods' users are the node's, for nodes that can't map them
   std::chrono::sys_seconds now{};  ///< from which a Sandbox's time counts
   std::map<std::string, std::string>
       keys;  ///< by agent id: to be written into Secrets; the others are referred to

@@ -1,8 +1,10 @@
 #include "export/names.h"
 
 #include <algorithm>
+#include <charconv>
 #include <format>
 #include <map>
+#include <system_error>
 
 #include "util/error.h"
 
@@ -41,6 +43,18 @@ std::expected<ProxyPlace, std::string> ProxyPlace::parse(std::string_view text) 
   if (!url || !url->path.empty() || !afterScheme.contains(':'))
     return std::unexpected("is no place of a proxy: write in-cluster, or ADDRESS:PORT");
   return ProxyPlace{.address = *std::move(url)};
+}
+
+std::expected<Subnet, std::string> Subnet::parse(std::string_view text) {
+  const auto slash = text.find('/');
+  const auto address = Ipv4::parse(text.substr(0, slash));
+  unsigned length = 0;
+  const char* const end = text.data() + text.size();
+  if (slash == std::string_view::npos || !address ||
+      std::from_chars(text.data() + slash + 1, end, length) != std::from_chars_result{end, std::errc{}} ||
+      length < 8 || length > 29 || (address->value & (0xffffffffU >> length)) != 0)
+    return std::unexpected("is no network: write ADDRESS/LENGTH, such as 10.214.0.0/16, of length 8 to 29");
+  return Subnet{.base = *address, .prefixLength = length};
 }
 
 std::string proxyName(const AgentId& id) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "card/card.h"
+#include "plan/host.h"
 
 namespace agentmachine {
 
@@ -30,6 +31,14 @@ struct ProxyPlace {
   std::optional<Url> address{};  ///< absent: made by the export
   /// "in-cluster", "HOST:PORT" or a URL.
   static std::expected<ProxyPlace, std::string> parse(std::string_view text);
+};
+
+/// A network of IPv4 with room for at least one agent's, which has eight addresses.
+struct Subnet {
+  Ipv4 base{};
+  unsigned prefixLength = 0;  ///< at most 29
+  /// "ADDRESS/LENGTH".
+  static std::expected<Subnet, std::string> parse(std::string_view text);
 };
 
 struct Exported {

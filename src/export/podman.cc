@@ -13,30 +13,32 @@
 #include "plan/opencode.h"
 #include "plan/unit.h"
 #include "util/error.h"
-#include "util/text.h"
 
 namespace agentmachine {
 
 namespace {
 
-constexpr std::uint32_t networkBase = 0x0ad60000;  // 10.214.0.0/16, in networks of eight addresses
-constexpr std::uint32_t networks = 8192;
 constexpr std::uint32_t proxyUid = 65531;
 constexpr std::uint64_t leastScratchMb = 16;
+/// What Podman has to take a container apart, beyond what the card gives the agent to end.
+constexpr int ownStopSeconds = 10;
+constexpr unsigned networkBits = 3;  ///< each agent's network has eight addresses
 
-struct Addresses {
-  Ipv4 network, proxy, agent;
+/// All that one card is rendered from.
+struct Agent {
+  const Card& card;
+  const PodmanOptions& options;
+  Ipv4 network;
+  [[nodiscard]] std::string name() const { return MachineName(card.id).str(); }
+  [[nodiscard]] std::string proxyName() const { return agentmachine::proxyName(card.id); }
+  [[nodiscard]] std::string proxyAddress() const { return Ipv4{network.value + 2}.str(); }
+  [[nodiscard]] std::string address() const { return Ipv4{network.value + 3}.str(); }
 };
 
-Addresses addressesOf(const AgentId& id) {
-  const std::uint32_t base = networkBase + slotOf(id, networks) * 8;
-  return {.network = {base}, .proxy = {base + 2}, .agent = {base + 3}};
-}
-
-Egress egressOf(const Card& card) {
-  const std::string proxy = addressesOf(card.id).proxy.str();
+Egress egressOf(const Agent& agent) {
+  const std::string proxy = agent.proxyAddress();
   return {.proxy = std::format("http://{}:{}", proxy, exportedProxyPort),
-          .broker = brokerUrl(card, proxy),
+          .broker = brokerUrl(agent.card, proxy),
           .direct = "localhost,127.0.0.1," + proxy};
 }
 
@@ -70,29 +72,29 @@ void confine(IniFile& file) {
       .set("LogDriver", "journald");
 }
 
-std::string agentNetwork(const Card& card) {
-  const auto addresses = addressesOf(card.id);
+std::string agentNetwork(const Agent& agent) {
   IniFile file;
-  file.comment(head(card) + " It leads nowhere, and nobody answers for names.")
+  file.comment(head(agent.card) + " It leads nowhere, and nobody answers for names.")
       .section("Network")
-      .set("NetworkName", MachineName(card.id).str())
+      .set("NetworkName", agent.name())
       .set("Internal", "true")
       .set("DisableDNS", "true")
       // Without a gateway, or the host would have an address in it.
-      .set("Subnet", addresses.network.str() + "/29");
+      .set("Subnet", std::format("{}/{}", agent.network.str(), 32 - networkBits));
   return file.str();
 }
 
-std::string proxyNetwork(const Card& card) {
+std::string proxyNetwork(const Agent& agent) {
   IniFile file;
-  file.comment(head(card) + " The proxy's way to the internet.")
+  file.comment(head(agent.card) + " The proxy's way to the internet.")
       .section("Network")
-      .set("NetworkName", proxyName(card.id));
+      .set("NetworkName", agent.proxyName());
   return file.str();
 }
 
-std::string proxyContainer(const Card& card, const PodmanOptions& options) {
-  const std::string name = proxyName(card.id), machine = MachineName(card.id).str();
+std::string proxyContainer(const Agent& agent) {
+  const Card& card = agent.card;
+  const std::string name = agent.proxyName(), machine = agent.name();
   IniFile file;
   file.comment(head(card) + " What its agent may reach is in " + name + "/squid.conf.")
       .section("Unit")
@@ -102,12 +104,12 @@ std::string proxyContainer(const Card& card, const PodmanOptions& options) {
       // squid tells when it listens, and the agent waits for that.
       .set("Notify", "true")
       .set("ContainerName", name)
-      .set("Image", options.proxyImage.str())
+      .set("Image", agent.options.proxyImage.str())
       .set("Entrypoint", "/bin/sh")
       .set("Exec", ProxyPlaces{}.config + "/start")
       .set("User", std::to_string(proxyUid))
       .set("Group", std::to_string(proxyUid))
-      .set("Network", machine + ".network:ip=" + addressesOf(card.id).proxy.str())
+      .set("Network", machine + ".network:ip=" + agent.proxyAddress())
       .set("Network", name + ".network");
   confine(file);
   file.set("Tmpfs", tmpfs(ProxyPlaces{}.runtime, leastScratchMb, "mode=1777"))
@@ -115,42 +117,50 @@ std::string proxyContainer(const Card& card, const PodmanOptions& options) {
   if (proxyHasKey(card))
     file.set("Secret", std::format("{}-key,type=mount,target={}/{},uid={},gid={},mode=0400", machine,
                                    ProxyPlaces{}.secret, proxyKeyName, proxyUid, proxyUid));
-  if (options.rootful) file.set("UserNS", "auto:size=65536");
+  if (agent.options.rootful) file.set("UserNS", "auto:size=65536");
   file.section("Service").set("Restart", "on-failure").set("MemoryMax", "512M").set("TasksMax", "64");
   return file.str();
 }
 
-void setService(IniFile& file, const Card& card, const PodmanOptions& options) {
+void setService(IniFile& file, const Agent& agent) {
+  const Card& card = agent.card;
   const auto& limits = card.limits;
-  const bool ends = card.ttl.count() > 0;
-  file.section("Service")
-      // Its time would begin anew.
-      .set("Restart", ends ? "no" : "on-failure")
+  file.section("Service");
+  setRestart(file, unitRestart(card));
+  // opencode's, when it is told to end.
+  file.set("SuccessExitStatus", "143")
+      .set("TimeoutStopSec", std::format("{}s", card.stopTimeout.count() + ownStopSeconds))
       .set("MemoryMax", std::format("{}M", limits.memoryMb))
       .set("MemorySwapMax", "0")
       .set("CPUWeight", std::to_string(cpuWeight(limits.cpuShares)));
-  if (options.rootful) file.set("IOWeight", std::to_string(limits.ioWeight));
+  if (agent.options.rootful) file.set("IOWeight", std::to_string(limits.ioWeight));
   if (limits.cpuQuotaPercent) file.set("CPUQuota", std::format("{}%", *limits.cpuQuotaPercent));
-  if (ends) file.set("RuntimeMaxSec", std::to_string(card.ttl.count()));
+  if (card.ttl.count() > 0) file.set("RuntimeMaxSec", std::to_string(card.ttl.count()));
+  if (card.autostart)
+    file.section("Install").set("WantedBy", agent.options.rootful ? "multi-user.target" : "default.target");
 }
 
-std::string agentContainer(const Card& card, const PodmanOptions& options) {
-  const std::string name = MachineName(card.id).str();
+std::string agentContainer(const Agent& agent) {
+  const Card& card = agent.card;
+  const PodmanOptions& options = agent.options;
+  const std::string name = agent.name();
   const auto& limits = card.limits;
   IniFile file;
   file.comment(head(card))
       .section("Unit")
       .set("Description", "Agent " + card.id.str())
-      .set("Requires", proxyName(card.id) + ".service")
-      .set("After", proxyName(card.id) + ".service")
-      .section("Container")
+      // Wanted, not required: a new policy restarts the proxy, not the agent.
+      .set("Wants", agent.proxyName() + ".service")
+      .set("After", agent.proxyName() + ".service");
+  setStartLimit(file, unitRestart(card));
+  file.section("Container")
       .set("ContainerName", name)
       .set("Image", options.image.str())
       .set("Entrypoint", entryPoint(payloadCommand(card)))
       .set("WorkingDir", "/workspace")
       .set("User", std::to_string(agentUid))
       .set("Group", std::to_string(agentUid))
-      .set("Network", name + ".network:ip=" + addressesOf(card.id).agent.str())
+      .set("Network", name + ".network:ip=" + agent.address())
       // Without it the host's resolvers would be in /etc/resolv.conf.
       .set("DNS", "none")
       // The image has an /etc/hosts; without it the host's would be there.
@@ -158,6 +168,7 @@ std::string agentContainer(const Card& card, const PodmanOptions& options) {
   confine(file);
   // opencode as PID 1 would ignore SIGTERM.
   file.set("RunInit", "true")
+      .set("StopTimeout", std::to_string(card.stopTimeout.count()))
       .set("UserNS", options.rootful ? "auto:size=65536" : std::format("keep-id:uid={0},gid={0}", agentUid))
       .set("Volume", std::format("{}:/workspace:rw,nosuid,nodev{}", card.workspace.str(),
                                  options.rootful ? ",idmap" : ""))
@@ -171,9 +182,9 @@ std::string agentContainer(const Card& card, const PodmanOptions& options) {
   if (card.apiKeyFile && card.apiKeyDelivery == KeyDelivery::credential)
     file.set("Secret", std::format("{}-key,type=mount,target={},uid={},gid={},mode=0400", name, agentKeyFile,
                                    agentUid, agentUid));
-  for (const auto& [variable, value] : machineEnvironment(card, egressOf(card)))
+  for (const auto& [variable, value] : machineEnvironment(card, egressOf(agent)))
     file.set("Environment", unitWord(std::format("{}={}", variable, value)));
-  setService(file, card, options);
+  setService(file, agent);
   return file.str();
 }
 
@@ -182,23 +193,23 @@ std::string agentContainer(const Card& card, const PodmanOptions& options) {
 ExportedFiles exportPodman(const std::vector<Card>& cards, const PodmanOptions& options) {
   checkTogether(cards);
   ExportedFiles result;
-  std::map<std::uint32_t, std::string> slots;
+  const auto slots = slotsFor(cards, 1U << (32 - networkBits - options.subnet.prefixLength));
   for (const auto& card : cards) {
     const std::string& id = card.id.str();
-    inContext("export " + id, [&] {
-      (void)exportedPolicy(card);
-      if (const auto [other, isNew] = slots.emplace(slotOf(card.id, networks), id); !isNew)
-        throw Error(std::format("its network would be that of \"{}\", {}/29: choose another agent_id",
-                                other->second, addressesOf(card.id).network.str()));
-    });
-    const std::string name = MachineName(card.id).str(), proxy = proxyName(card.id);
-    result.files[name + ".network"] = agentNetwork(card);
-    result.files[proxy + ".network"] = proxyNetwork(card);
-    result.files[proxy + ".container"] = proxyContainer(card, options);
-    result.files[name + ".container"] = agentContainer(card, options);
-    result.files[name + "/opencode.json"] = renderOpencodeConfig(card, egressOf(card));
-    result.files[proxy + "/squid.conf"] = renderProxyConf(card);
-    result.files[proxy + "/start"] = startProxyScript(card);
+    inContext("export " + id, [&] { (void)exportedPolicy(card); });
+    const Agent agent{.card = card,
+                      .options = options,
+                      .network = {options.subnet.base.value + (slots.at(id) << networkBits)}};
+    const std::string name = agent.name(), proxy = agent.proxyName();
+    // Not where the host, and what else runs on it, could ask the proxy.
+    const ProxyPlaces places{.address = agent.proxyAddress()};
+    result.files[name + ".network"] = agentNetwork(agent);
+    result.files[proxy + ".network"] = proxyNetwork(agent);
+    result.files[proxy + ".container"] = proxyContainer(agent);
+    result.files[name + ".container"] = agentContainer(agent);
+    result.files[name + "/opencode.json"] = renderOpencodeConfig(card, egressOf(agent));
+    result.files[proxy + "/squid.conf"] = renderProxyConf(card, places);
+    result.files[proxy + "/start"] = startProxyScript(card, places);
     auto warnings = warningsFor(Engine::podman, card);
     if (options.rootful)
       warnings.emplace_back(

@@ -11,6 +11,7 @@ struct PodmanOptions {
   bool rootful = false;  ///< for /etc/containers/systemd instead of a user's ~/.config/containers/systemd
   ImageReference image = ImageReference::parse(defaultAgentImage).value();
   ImageReference proxyImage = ImageReference::parse(defaultProxyImage).value();
+  Subnet subnet{.base = {0x0ad60000}, .prefixLength = 16};  ///< 10.214.0.0/16: agents' networks are in it
 };
 
 /// The files, for the directory of quadlets. Throws Error that says what to change if a card can't be

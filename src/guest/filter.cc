@@ -24,18 +24,11 @@ namespace agentmachine {
 
 namespace {
 
-/// Calls that one thing needs, in a string of names with a space between any two.
-struct Group {
-  const char* what;
-  std::string_view calls;
-};
-
 // The allow-list. It lies within systemd's @system-service less @privileged, @resources, @mount, @swap,
-// @reboot,
-// @module and @raw-io (systemd.exec(5), SystemCallFilter=; tests/lab/suites/inside compares), and leaves out
-// more, which the remarks name. A call that is not here gives EPERM, one that libseccomp has never heard of
-// ENOSYS.
-constexpr Group allowed[] = {
+// @reboot, @module and @raw-io (systemd.exec(5), SystemCallFilter=; tests/lab/suites/inside compares), and
+// leaves out more, which the remarks name. A call that is not here gives EPERM, one that libseccomp has never
+// heard of ENOSYS.
+constexpr CallGroup allowed[] = {
     // Without io_setup… and io_uring_…: asynchronous I/O past the filter, and a kernel attack surface of its
     // own.
     {"reading and writing",
@@ -265,6 +258,10 @@ void load(const std::vector<sock_filter>& filter) {
 }
 
 }  // namespace
+
+std::span<const CallGroup> allowedCallGroups() {
+  return allowed;
+}
 
 std::vector<std::string_view> allowedSystemCalls() {
   std::vector<std::string_view> names;

@@ -21,6 +21,14 @@ SystemCallFilter makeSystemCallFilter();
 /// For this process and all that it starts, for good. Needs no-new-privileges. Throws Error.
 void load(const SystemCallFilter& filter);
 
+/// What one thing needs of the list.
+struct CallGroup {
+  const char* what;
+  std::string_view calls;  ///< names with a space between any two
+};
+/// The list. doc/hardening.md has it as a table.
+std::span<const CallGroup> allowedCallGroups();
+
 /// The names of the calls on the list; some exist on other architectures only.
 std::vector<std::string_view> allowedSystemCalls();
 

@@ -61,6 +61,12 @@ class Findings {
 
 // --- what is installed
 
+/// How a host gets a package of Debian's: on NixOS the module brings it along.
+std::string install(const DoctorFacts& facts, const std::string& package) {
+  return facts.nixos ? "set services.agentmachine.enable, which brings it; then: nixos-rebuild switch"
+                     : "apt-get install " + package;
+}
+
 /// The first version of each series without CVE-2026-40226; later series never had it.
 bool hasSettingsHole(const SystemdVersion& version) {
   constexpr SystemdVersion fixedIn[] = {{257, 12}, {258, 6}, {259, 4}};
@@ -87,7 +93,9 @@ void checkSystemd(const DoctorFacts& facts, Findings& findings) {
         std::format("systemd {} has a known hole in systemd-nspawn, CVE-2026-40226", facts.systemdVersion),
         "a crafted settings file beside an image takes over the host; agentmachine imports none, but other "
         "machines of this host may have one",
-        "apt-get update && apt-get install systemd systemd-container: fixed in 257.12, 258.6, 259.4 and 260");
+        std::string(facts.nixos ? "nix flake update nixpkgs, then: nixos-rebuild switch"
+                                : "apt-get update && apt-get install systemd systemd-container") +
+            ": fixed in 257.12, 258.6, 259.4 and 260");
   else
     findings.ok("systemd", "systemd " + facts.systemdVersion);
 }
@@ -95,7 +103,7 @@ void checkSystemd(const DoctorFacts& facts, Findings& findings) {
 void checkPrograms(const DoctorFacts& facts, Findings& findings) {
   for (const auto& [program, package] : facts.missingPrograms)
     findings.problem("programs", std::format("there is no program {}", program),
-                     "machines are built and connected with it", "apt-get install " + package);
+                     "machines are built and connected with it", install(facts, package));
   if (facts.missingPrograms.empty()) findings.ok("programs", "all programs that are used are there");
 }
 
@@ -109,7 +117,8 @@ unsigned squidMajor(std::string_view says) {
 
 void checkSquid(const DoctorFacts& facts, Findings& findings) {
   constexpr auto guards = "squid decides what machines may reach, and adds the API key";
-  constexpr auto remedy = "apt-get install squid-openssl";
+  const auto remedy = facts.nixos ? "set services.agentmachine.proxyPackage; then: nixos-rebuild switch"
+                                  : install(facts, "squid-openssl");
   if (!facts.squidSays)
     findings.problem("squid", std::format("there is no {}", facts.squid), guards, remedy);
   else if (!facts.squidSays->contains("--with-openssl"))
@@ -124,10 +133,10 @@ void checkSquid(const DoctorFacts& facts, Findings& findings) {
 
 void checkUsers(const DoctorFacts& facts, Findings& findings) {
   for (const auto& user : facts.missingUsers)
-    findings.mendable(Level::problem, "users", std::format("there is no user \"{}\"", user),
-                      user == facts.settings.proxyUser ? "the proxy runs as a user of its own"
-                                                       : "new workspaces belong to it",
-                      {"systemd-sysusers"});
+    findings.mendable(
+        Level::problem, "users", std::format("there is no user \"{}\"", user),
+        user == proxyUser ? "the proxy runs as a user of its own" : "new workspaces belong to it",
+        {"systemd-sysusers"});
   if (facts.missingUsers.empty()) findings.ok("users", "the proxy's and the workspaces' users are there");
 }
 
@@ -173,8 +182,21 @@ void checkKernel(const DoctorFacts& facts, Findings& findings) {
        "modprobe veth, or boot a kernel with CONFIG_VETH");
   need(kernel.bridge, "no bridge can be made", "machines are connected to one",
        "modprobe bridge, or boot a kernel with CONFIG_BRIDGE");
+  const auto lacks = [&](bool there, std::string_view what, std::string_view guards,
+                         std::string_view remedy) {
+    if (!there) findings.warning("kernel", std::string(what), std::string(guards), std::string(remedy));
+  };
+  lacks(kernel.bandwidth, "the bandwidth of an interface can't be limited",
+        "machines whose cards have network_mbit do not start",
+        "modprobe sch_tbf, or boot a kernel with CONFIG_NET_SCH_TBF");
+  lacks(kernel.socketDestroy, "connections of others can't be cut",
+        "`deny` leaves open what a machine has open already", "boot a kernel with CONFIG_INET_DIAG_DESTROY");
+  lacks(kernel.loopDevices, "there are no loop devices",
+        "a workspace whose file system has no project quotas can't be limited by disk_mb",
+        "modprobe loop, or boot a kernel with CONFIG_BLK_DEV_LOOP");
   if (!findings.has("kernel"))
-    findings.ok("kernel", "seccomp, user namespaces, BPF for control groups, veth and bridge");
+    findings.ok("kernel",
+                "seccomp, user namespaces, BPF for control groups, veth, bridge, tbf, SOCK_DESTROY and loop");
 }
 
 void checkCgroups(const DoctorFacts& facts, Findings& findings) {
@@ -219,6 +241,7 @@ void checkUnit(const UnitFacts& unit, bool mustRun, const std::string& guards, F
 void checkUnits(const DoctorFacts& facts, Findings& findings) {
   const std::map<std::string, std::string> guards = {
       {"agentmachine-network.service", "it is the bridge and the packet filter around machines"},
+      {"agentmachine-filter.service", "it puts the packet filter back when somebody flushes nft's rules"},
       {"agentmachine-proxy.service", "it is machines' only way out, and no machine starts without it"},
       {"agentmachine-render.service", "after a boot it brings back the machines there were"}};
   for (const auto& unit : facts.units)
@@ -253,8 +276,9 @@ void checkNetwork(const DoctorFacts& facts, Findings& findings) {
     // Without the proxy's user no kernel takes the rules.
     findings.problem(
         "packet-filter", "the packet filter can't be loaded: " + refusal, filterGuards,
-        "boot a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_BRIDGE and CONFIG_NF_TABLES_INET, "
-        "and: apt-get install nftables");
+        "boot a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_BRIDGE, CONFIG_NF_TABLES_INET and "
+        "CONFIG_NFT_CONNLIMIT, and: " +
+            install(facts, "nftables"));
   else if (filter == FilterState::missing)
     findings.mendable(Level::problem, "packet-filter",
                       "the packet filter is not in place: an nft table \"agentmachine\" is missing",
@@ -313,7 +337,8 @@ void checkClock(const DoctorFacts& facts, Findings& findings) {
   else
     findings.warning("clock", "the clock is not synchronized",
                      "certificates of providers are checked by it, and logs carry its time",
-                     "apt-get install systemd-timesyncd, then: timedatectl set-ntp true");
+                     facts.nixos ? "services.timesyncd.enable = true; then: nixos-rebuild switch"
+                                 : "apt-get install systemd-timesyncd, then: timedatectl set-ntp true");
 }
 
 void checkState(const DoctorFacts& facts, Findings& findings) {
@@ -346,9 +371,10 @@ void checkMachine(const DoctorFacts& facts, const MachineFacts& machine, Finding
   rendered(machine.missing, "is missing");
   rendered(machine.altered, "was altered");
   if (machine.running && !machine.filterKnows)
-    findings.problem(check,
-                     std::format("machine {} runs, and the packet filter does not know it", machine.name),
-                     "it is cut off from the proxy", "agentmachine restart " + machine.id);
+    findings.mendable(Level::problem, check,
+                      std::format("machine {} runs, and the packet filter does not know it", machine.name),
+                      "it is cut off from the proxy",
+                      {"systemctl", "reload-or-restart", "agentmachine-network.service"});
   if (!machine.keyProblem.empty())
     findings.problem(
         check, std::format("key file {} of machine {} {}", machine.keyFile, machine.name, machine.keyProblem),

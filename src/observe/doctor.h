@@ -52,6 +52,7 @@ struct Leftover {
 
 struct DoctorFacts {
   std::string systemdVersion;  ///< of the manager that runs; "" if that is not systemd
+  bool nixos = false;          ///< where nothing is installed by hand
   KernelFacts kernel;
   std::map<std::string, std::string> missingPrograms;  ///< program → Debian package
   std::string squid;                                   ///< where our unit looks for it

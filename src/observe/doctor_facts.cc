@@ -1,6 +1,7 @@
 #include "observe/doctor_facts.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <format>
 
@@ -38,19 +39,33 @@ std::optional<std::string> said(const std::vector<std::string>& argv) {
   return std::nullopt;
 }
 
+/// Where runProcess looks, too.
 bool inPath(const std::string& program) {
-  for (const std::string directory : {"/usr/sbin", "/usr/bin", "/sbin", "/bin", "/run/current-system/sw/bin"})
-    if (access((directory + "/" + program).c_str(), X_OK) == 0) return true;
-  return false;
+  const char* path = std::getenv("PATH");
+  return std::ranges::any_of(split(path ? path : "", ':'), [&](const std::string& directory) {
+    return access((directory + "/" + program).c_str(), X_OK) == 0;
+  });
 }
 
 std::map<std::string, std::string> missingPrograms() {
   // What src/system and src/apply run, and what the units need.
   const std::map<std::string, std::string> packages = {
-      {"bridge", "iproute2"},    {"ip", "iproute2"},
-      {"journalctl", "systemd"}, {"machinectl", "systemd-container"},
-      {"nft", "nftables"},       {"nsenter", "util-linux"},
-      {"openssl", "openssl"},    {"systemd-nspawn", "systemd-container"},
+      {"bridge", "iproute2"},
+      {"ip", "iproute2"},
+      {"journalctl", "systemd"},
+      {"losetup", "mount"},
+      {"machinectl", "systemd-container"},
+      {"mkfs.ext4", "e2fsprogs"},
+      {"mount", "mount"},
+      {"nft", "nftables"},
+      {"nsenter", "util-linux"},
+      {"openssl", "openssl"},
+      {"resize2fs", "e2fsprogs"},
+      {"ss", "iproute2"},
+      {"systemd-analyze", "systemd"},
+      {"systemd-creds", "systemd"},
+      {"systemd-nspawn", "systemd-container"},
+      {"tc", "iproute2"},
       {"unshare", "util-linux"},
   };
   std::map<std::string, std::string> missing;
@@ -78,8 +93,8 @@ DirectoryFacts directoryFacts(const std::string& path, mode_t most) {
 /// `name` and the three lines that systemd prints for each unit, in the order asked.
 std::vector<UnitFacts> unitFacts() {
   std::vector<UnitFacts> units;
-  for (const std::string name :
-       {"agentmachine-network.service", "agentmachine-proxy.service", "agentmachine-render.service"}) {
+  for (const std::string name : {"agentmachine-network.service", "agentmachine-filter.service",
+                                 "agentmachine-proxy.service", "agentmachine-render.service"}) {
     UnitFacts unit{.name = name, .load = "not-found", .active = "inactive", .enabled = ""};
     const auto text =
         said({"systemctl", "show", "--property=LoadState,ActiveState,UnitFileState", name}).value_or("");
@@ -114,11 +129,12 @@ FileSystemFacts fileSystemFacts(const std::string& path) {
   return facts;
 }
 
-/// Those of the images, of the state and of every workspace, each once.
-std::vector<FileSystemFacts> fileSystems(const Settings& settings,
+/// Those of the images, wherever they are, of the state and of every workspace, each once.
+std::vector<FileSystemFacts> fileSystems(const Settings& settings, const std::vector<Image>& images,
                                          const std::map<std::string, Machine>& machines) {
   std::vector<std::string> paths = {settings.stateDirectory, settings.stateDirectory + "/images",
                                     settings.runtimeDirectory, "/mnt/agents"};
+  for (const auto& image : images) paths.push_back(imageTree(settings, image.digest));
   for (const auto& [id, machine] : machines) paths.push_back(machine.card.workspace.str());
   std::vector<FileSystemFacts> facts;
   std::set<dev_t> seen;
@@ -215,11 +231,12 @@ DoctorFacts collectDoctorFacts() {
   }
   const Settings& settings = facts.settings;
   facts.systemdVersion = trim(said({"systemctl", "show", "--property=Version", "--value"}).value_or(""));
+  facts.nixos = fs::exists("/etc/NIXOS");
   facts.kernel = kernelFacts();
   facts.missingPrograms = missingPrograms();
   facts.squid = AGENTMACHINE_SQUID;
   facts.squidSays = said({facts.squid, "-v"});
-  for (const auto& user : {settings.proxyUser, settings.workspaceUser})
+  for (const std::string& user : {std::string(proxyUser), settings.workspaceUser})
     if (!getpwnam(user.c_str())) facts.missingUsers.insert(user);
   facts.directories = {directoryFacts(settings.stateDirectory, 0755),
                        directoryFacts(settings.stateDirectory + "/machines", 0700),
@@ -232,9 +249,11 @@ DoctorFacts collectDoctorFacts() {
   } catch (const Error& cause) {
     facts.network.filterRefusal = cause.what();
   }
+  std::vector<Image> images;
   std::map<std::string, Machine> machines;
   try {
-    facts.images = ImageStore(settings.stateDirectory + "/images").list().size();
+    images = ImageStore(settings.stateDirectory + "/images").list();
+    facts.images = images.size();
     machines = readMachines(settings);
   } catch (const Error& cause) {
     facts.stateProblem = cause.what();
@@ -249,7 +268,7 @@ DoctorFacts collectDoctorFacts() {
   addUnits(settings, remains);
   const auto found = host ? lookAt(pathsToLookAt(*host, remains)) : FoundAt{};
   facts.machines = machineFacts(facts, machines, host, remains, found);
-  facts.fileSystems = fileSystems(settings, machines);
+  facts.fileSystems = fileSystems(settings, images, machines);
   facts.dropIns = administratorsDropIns(machines);
   // With a state that can't be read everything would look left over.
   if (host)

@@ -58,7 +58,7 @@ std::optional<Record> readIfGood(std::optional<Record> (*read)(const std::string
 
 MachineState endedState(const std::optional<RunRecord>& run, const std::optional<EndRecord>& end) {
   if (!run && !end) return MachineState::created;
-  if (!end) return MachineState::stopped;  // the host went down under it
+  if (!end) return MachineState::stopped;  // nobody knows how
   switch (end->cause) {
     case EndCause::ttl:
       return MachineState::expired;
@@ -105,13 +105,16 @@ MachineList listMachines(const Settings& settings, Systemd& systemd) {
     status.workspace = workspaceUsage(settings, status.machine);
     status.end = readIfGood(readEndRecord, paths.state);
     const auto run = readIfGood(readRunRecord, paths.state);
-    // The host went down under the last run: there is no record of its end, only one of a run before it.
-    const bool lost =
-        run && run->boot != bootId() && (!status.end || status.end->invocation != run->invocation);
-    if (lost) status.end.reset();
-    if (lost || status.end) status.ending = describe(status.end);
     const bool waits = unit != units.end() && unit->second.sub.starts_with("auto-restart");
-    if (active == "inactive" || active == "failed" || waits) {
+    const bool down = active == "inactive" || active == "failed" || waits;
+    // There is no record of the last run's end, only one of a run before it: the host went down under it, or
+    // the hook that writes it was killed, or found the disk full.
+    const bool lost = down && run && (!status.end || !endsAfter(*status.end, *run));
+    if (lost) status.end.reset();
+    if (status.end) status.ending = describe(*status.end);
+    if (lost)
+      status.ending = run->boot != bootId() ? "the host went down under it" : "how it ended is not known";
+    if (down) {
       status.state = waits ? MachineState::restarting : endedState(run, status.end);
       // A start that was refused before it began (an assertion, a condition) leaves no record of an end.
       if (active == "failed" && status.state != MachineState::expired) status.state = MachineState::failed;

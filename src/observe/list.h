@@ -1,5 +1,6 @@
 // The machines as they are now. Reads only; a constant number of D-Bus calls however many machines there are.
 #pragma once
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -14,6 +15,9 @@
 namespace agentmachine {
 
 enum class MachineState { created, running, restarting, stopped, failed, expired };
+constexpr std::array machineStates = {MachineState::created, MachineState::running, MachineState::restarting,
+                                      MachineState::stopped, MachineState::failed,  MachineState::expired};
+/// "" for what is none.
 std::string_view toString(MachineState state);
 
 struct SpaceUsage {

@@ -86,8 +86,7 @@ std::string boundedRule(const RequestCounts& counts, const RequestKey& key) {
 
 void addState(Families& families, const MachineStatus& status) {
   const std::string id = status.machine.card.id.str();
-  for (const auto state : {MachineState::created, MachineState::running, MachineState::stopped,
-                           MachineState::failed, MachineState::expired})
+  for (const auto state : machineStates)
     families.gauge("machine_state", "1 for the state that the machine is in.",
                    {{"id", id}, {"state", std::string(toString(state))}}, status.state == state ? 1 : 0);
 }
@@ -100,6 +99,9 @@ void addRuns(Families& families, const MachineStatus& status, const Metrics& met
     families.histogram("machine_start_seconds",
                        "From the first step of a start until the machine was connected.", labels,
                        starts->second);
+  if (const auto kills = metrics.oomKills.find(status.machine.card.id.str()); kills != metrics.oomKills.end())
+    families.counter("machine_oom_kills_total", "Processes killed for want of memory, in all runs.", labels,
+                     asDouble(kills->second));
   if (const auto image = metrics.images.find(status.machine.allocation.image); image != metrics.images.end())
     families.gauge("machine_image_imported_timestamp_seconds", "When the machine's image was imported.",
                    labels, static_cast<double>(image->second.time_since_epoch().count()));
@@ -121,8 +123,6 @@ void addUse(Families& families, const MachineStatus& status, const MachineUsage&
   gauge("machine_memory_peak_bytes", "Most memory that the present run had in use.", usage.memoryPeakBytes);
   families.gauge("machine_memory_limit_bytes", "The card's memory_mb.", labels,
                  asDouble(limits.memoryMb * bytesInMebibyte));
-  counter("machine_oom_kills_total", "Processes killed for want of memory in the present run.",
-          usage.oomKills);
   gauge("machine_tasks", "Processes and threads.", status.tasks);
   families.gauge("machine_tasks_limit", "The card's max_processes.", labels, asDouble(limits.maxProcesses));
   counter("machine_read_bytes_total", "Read from disks in the present run.", usage.readBytes);

@@ -16,7 +16,7 @@ namespace agentmachine {
 /// What the kernel counts of a running machine: Documentation/admin-guide/cgroup-v2.rst. What a cgroup lacks
 /// is absent.
 struct MachineUsage {
-  std::optional<std::uint64_t> cpuMicroseconds, memoryPeakBytes, oomKills, readBytes, writtenBytes;
+  std::optional<std::uint64_t> cpuMicroseconds, memoryPeakBytes, readBytes, writtenBytes;
 };
 
 /// What requests are counted by: few values of each, whatever a machine asks for.
@@ -56,6 +56,7 @@ struct Metrics {
   std::vector<MachineStatus> machines{};
   std::map<std::string, MachineUsage> usage{};               ///< of running machines, by id
   std::map<std::string, StartTimes> starts{};                ///< of machines that were started, by id
+  std::map<std::string, std::uint64_t> oomKills{};           ///< of all runs of each machine, by id
   std::map<std::string, std::chrono::sys_seconds> images{};  ///< when each image was imported, by digest
   RequestCounts requests{};
   std::map<std::string, bool> guards{};  ///< whether each that holds all machines in is in place

@@ -38,9 +38,17 @@ MachineUsage usageOf(const MachineName& name) {
   const auto io = cgroupFile(name, "io.stat");
   return {.cpuMicroseconds = cgroupNumber(name, "cpu.stat", "usage_usec"),
           .memoryPeakBytes = cgroupNumber(name, "memory.peak"),
-          .oomKills = cgroupNumber(name, "memory.events", "oom_kill"),
           .readBytes = sumOf(io, " rbytes="),
           .writtenBytes = sumOf(io, " wbytes=")};
+}
+
+/// Of all runs: what is noted of those that ended, and what the present one's cgroup counts until its end is.
+std::uint64_t oomKillsOf(const MachineName& name, const std::string& state) {
+  // In this order: a run that ends meanwhile is in what is noted, and told by its id.
+  const auto run = readRunRecord(state);
+  const auto present = run ? oomKills(name, run->oomKills) : 0;
+  const auto noted = readOomKills(state).value_or(OomKills{});
+  return noted.sum + (run && noted.lastRun != run->invocation ? present : 0);
 }
 
 /// What is kept is the sums, for the journal forgets: a count that falls would be taken for a restart.
@@ -103,11 +111,12 @@ Metrics readMetrics(const Settings& settings, Systemd& systemd) {
     const Machine& machine = status.machine;
     const std::string& id = machine.card.id.str();
     if (status.state == MachineState::running) metrics.usage[id] = usageOf(machine.name());
+    const auto state = machinePaths(settings, machine.card.id, machine.allocation.address).state;
     // A file that a fault of the disk spoilt hides no more than itself.
     orWarn([&] {
-      const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-      if (const auto starts = readStartTimes(paths.state)) metrics.starts[id] = *starts;
+      if (const auto starts = readStartTimes(state)) metrics.starts[id] = *starts;
     });
+    orWarn([&] { metrics.oomKills[id] = oomKillsOf(machine.name(), state); });
   }
   orWarn([&] {
     for (const auto& image : ImageStore(settings.stateDirectory + "/images").list())

@@ -114,6 +114,10 @@ Reader bridgeAddress(Settings& settings) {
 
 }  // namespace
 
+std::uint32_t hostMask(const Settings& settings) {
+  return ~(~0u << (32 - settings.prefixLength));
+}
+
 Settings parseSettings(std::string_view tomlText, std::string_view source) {
   Settings settings;
   std::string caFile, program, init;
@@ -122,7 +126,6 @@ Settings parseSettings(std::string_view tomlText, std::string_view source) {
       {"address", bridgeAddress(settings)},
       {"proxy_port", number(settings.proxyPort, 1, 65535)},
       {"broker_port", number(settings.brokerPort, 1, 65535)},
-      {"proxy_user", text(settings.proxyUser, checkUser)},
       {"proxy_ca_file", text(caFile, checkPath)},
       {"program", text(program, checkPath)},
       {"init", text(init, checkPath)},

@@ -22,15 +22,17 @@ struct Ipv4 {
 /// Machines' uid ranges begin at multiples of this, so that a range is told by its upper 16 bits.
 constexpr std::uint32_t uidRangeAlignment = 65536;
 
+/// Runs the proxy (units/agentmachine-proxy.service) and reads policies and keys.
+constexpr auto proxyUser = "agentmachine-proxy";
+
 /// The host's settings: /etc/agentmachine/agentmachine.conf, in TOML; every field has a default, so the file
 /// may be absent.
 struct Settings {
-  std::string bridge = "agents0";   ///< an interface name, at most 15 characters
-  Ipv4 gateway{0x0ad50001};         ///< 10.213.0.1: the host's address on the bridge
-  unsigned prefixLength = 16;       ///< of the bridge's network
-  std::uint16_t proxyPort = 3128;   ///< where machines reach the filtering proxy, on `gateway`
-  std::uint16_t brokerPort = 8081;  ///< where machines reach their provider, on `gateway`
-  std::string proxyUser = "agentmachine-proxy";
+  std::string bridge = "agents0";                ///< an interface name, at most 15 characters
+  Ipv4 gateway{0x0ad50001};                      ///< 10.213.0.1: the host's address on the bridge
+  unsigned prefixLength = 16;                    ///< of the bridge's network
+  std::uint16_t proxyPort = 3128;                ///< where machines reach the filtering proxy, on `gateway`
+  std::uint16_t brokerPort = 8081;               ///< where machines reach their provider, on `gateway`
   std::string workspaceUser = "opencode-agent";  ///< owns workspaces that nobody in particular asked for
   std::string cardsDirectory = "/etc/opencode-agents";
   std::string stateDirectory = "/var/lib/agentmachine";
@@ -48,6 +50,9 @@ struct Settings {
   std::optional<std::string> init;        ///< the same of agentmachine-init
   bool allowSettingsOverride = false;     ///< tolerate an /etc/systemd/nspawn file that replaces ours
 };
+
+/// The bits of an address that tell its place in the bridge's network.
+std::uint32_t hostMask(const Settings& settings);
 
 /// Reads settings from TOML; `source` names the file in messages. Throws Error that lists every problem.
 Settings parseSettings(std::string_view toml, std::string_view source);

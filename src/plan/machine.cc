@@ -85,9 +85,15 @@ std::string imageUnit(const AbsolutePath& workspace) {
   return name;
 }
 
+bool isMachineAddress(const Settings& settings, Ipv4 address) {
+  const std::uint32_t mask = hostMask(settings), place = address.value & mask;
+  return (address.value & ~mask) == (settings.gateway.value & ~mask) && address != settings.gateway &&
+         place != 0 && place != mask;
+}
+
 std::string hostInterface(const Settings& settings, Ipv4 address) {
-  const std::uint32_t hostBits = settings.prefixLength == 0 ? ~0u : ~(~0u << (32 - settings.prefixLength));
-  return std::format("am-{}", address.value & hostBits);
+  return std::format(
+      "am-{}", isMachineAddress(settings, address) ? address.value & hostMask(settings) : address.value);
 }
 
 std::string macAddress(Ipv4 address) {
@@ -106,13 +112,15 @@ MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 addr
           .opencode = runtime + "/opencode.json",
           .credentials = runtime + "/credentials",
           .workspace = settings.runtimeDirectory + "/workspaces/" + name.str(),
+          .held = runtime + "/held",
           .notices = runtime + "/notices",
           .policy = settings.runtimeDirectory + "/policy/" + address.str(),
           .key = settings.runtimeDirectory + "/keys/" + address.str(),
           .agentKey = runtime + "/agent/api-key",
           .keyWatch = "agentmachine-key@" + id.str() + ".path",
           .ttlTimer = "agentmachine-expire@" + id.str() + ".timer",
-          .idleTimer = "agentmachine-idle@" + id.str() + ".timer"};
+          .idleTimer = "agentmachine-idle@" + id.str() + ".timer",
+          .syncUnit = "agentmachine-sync@" + id.str() + ".service"};
 }
 
 }  // namespace agentmachine

@@ -75,8 +75,13 @@ std::string imagesOfWorkspaces(const Settings& settings);
 /// The unit that mounts it. Throws Error if the path is too long for the name of a unit.
 std::string imageUnit(const AbsolutePath& workspace);
 
+/// Whether a machine can have this address: it is in the bridge's network, and neither the host's own nor one
+/// of the two that the network keeps for itself.
+bool isMachineAddress(const Settings& settings, Ipv4 address);
+
 /// Host side of the machine's veth: "am-" and the address's place in the bridge's network, so that it is
-/// unique, known before the start, and fits IFNAMSIZ (15 characters).
+/// unique, known before the start, and fits IFNAMSIZ (15 characters). Of an address from before the network
+/// was changed it is the whole number, which is no place in any network.
 std::string hostInterface(const Settings& settings, Ipv4 address);
 
 /// 02:00 and the address: locally administered, unicast (IEEE 802), so that the pair can be checked by nft.
@@ -92,7 +97,8 @@ struct MachinePaths {
   std::string opencode;     ///< opencode.json, bound over the image's
   std::string credentials;  ///< directory bound into the machine for its PID 1 alone
   std::string
-      workspace;        ///< mount point of the workspace as the agent's own; in no directory that is removed
+      workspace;     ///< mount point of the workspace as the agent's own; in no directory that is removed
+  std::string held;  ///< what the present run was given on the host: its end may have to do without the card
   std::string notices;  ///< directory bound into the machine: when it ends, for whoever in it wants to know
   std::string policy;   ///< what the proxy lets this address do
   std::string key;      ///< the API key as delivered to the broker; only while the machine runs
@@ -101,6 +107,7 @@ struct MachinePaths {
   std::string keyWatch;   ///< transient path unit, while the machine runs; starts the service of its name
   std::string ttlTimer;   ///< transient, of the same name as the service it starts
   std::string idleTimer;  ///< transient, too: looks whether the machine is idle
+  std::string syncUnit;   ///< service that has the workspace on disk when the machine has ended
 };
 MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 address);
 

@@ -146,7 +146,7 @@ std::string renderNftRuleset(const Settings& settings) {
          std::format("define PORTS = \"{}*\"\n", machinePortPrefix) +
          std::format("define GATEWAY = {}\n", settings.gateway.str()) +
          std::format("define SERVICES = {{ {}, {} }}\n", settings.proxyPort, settings.brokerPort) +
-         std::format("define PROXY_USER = \"{}\"\n", settings.proxyUser) + std::string(ruleset) +
+         std::format("define PROXY_USER = \"{}\"\n", proxyUser) + std::string(ruleset) +
          allowedPrivate(settings);
 }
 

@@ -13,7 +13,7 @@ namespace agentmachine {
 constexpr std::string_view machinePortPrefix = "am-";
 
 /// The whole rule set, for `nft -f -`: one transaction that replaces our rules and keeps the elements of
-/// running machines, so loading it again opens no gap. Names Settings::proxyUser, who must exist.
+/// running machines, so loading it again opens no gap. Names proxyUser, who must exist.
 std::string renderNftRuleset(const Settings& settings);
 
 /// Removes our tables, whether they are there or not. Only when the bridge is gone: without them a machine's

@@ -124,8 +124,7 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .set("TemporaryFileSystem", scratch("/home/agent", std::max(card.limits.memoryMb / 10, leastScratchMb)))
       .set("TemporaryFileSystem", scratch("/dev/shm", std::max(card.limits.memoryMb / 10, leastScratchMb)));
   if (card.apiKeyDelivery == KeyDelivery::credential)
-    file.set("BindReadOnly", std::format("{}:{}:idmap", paths.agentKey.substr(0, paths.agentKey.rfind('/')),
-                                         agentKeyDirectory));
+    file.set("BindReadOnly", std::format("{}:{}:idmap", directoryOf(paths.agentKey), agentKeyDirectory));
   file.section("Network")
       .set("Private", "yes")
       .set("VirtualEthernet", "no")

@@ -17,16 +17,17 @@ namespace {
 
 /// The lowest free address behind the gateway. Those of the network and of its broadcast are never given.
 Ipv4 freeAddress(const Host& host) {
-  std::set<std::uint32_t> used = {host.settings.gateway.value};
-  for (const auto& [id, machine] : host.machines) used.insert(machine.allocation.address.value);
-  const std::uint32_t hostMask = ~(~0u << (32 - host.settings.prefixLength));
-  const std::uint32_t network = host.settings.gateway.value & ~hostMask;
-  for (std::uint32_t index = 1; index < hostMask; ++index)
-    if (!used.contains(network | index)) return {network | index};
+  std::set<Ipv4> used;
+  for (const auto& [id, machine] : host.machines) used.insert(machine.allocation.address);
+  const std::uint32_t mask = hostMask(host.settings), network = host.settings.gateway.value & ~mask;
+  for (std::uint32_t index = 1; index < mask; ++index)
+    if (const Ipv4 address{network | index};
+        isMachineAddress(host.settings, address) && !used.contains(address))
+      return address;
   throw Error(
       std::format("all {} addresses of the bridge's network {}/{} are taken: remove machines, or give "
                   "`address` in agentmachine.conf a shorter prefix",
-                  hostMask - 2, Ipv4{network}.str(), host.settings.prefixLength));
+                  mask - 2, Ipv4{network}.str(), host.settings.prefixLength));
 }
 
 std::uint32_t freeUidBase(const Host& host) {
@@ -89,6 +90,8 @@ Allocation allocate(const Card& card, const Host& host) {
   if (existing == host.machines.end())
     return {.image = newestImage(card, host), .address = freeAddress(host), .uidBase = freeUidBase(host)};
   Allocation allocation = existing->second.allocation;
+  // `address` of the settings was changed.
+  if (!isMachineAddress(host.settings, allocation.address)) allocation.address = freeAddress(host);
   if (packagesOf(card) != packagesOf(existing->second.card)) {
     allocation.image = newestImage(card, host);
     // The one before is that of another card.
@@ -170,7 +173,15 @@ void checkWorkspace(const Card& card, const Host& host) {
 }
 
 void checkProxy(const Card& card, const Settings& settings) {
-  if (!card.proxy || isOwnProxy(*card.proxy, settings)) return;
+  const auto policy = policyFor(card, settings);
+  if (!policy.parent) return;
+  // As the proxy would say at the agent's first request, and at each one after it.
+  if (policy.broker)
+    throw Error(std::format(
+        "proxy {}: the broker, which adds the key, can't reach the model provider through it; leave `proxy` "
+        "out for the host's own, or let the machine reach the provider by itself with \"api_key_delivery\": "
+        "\"credential\" and an api_key_file, which the agent can then read",
+        card.proxy->str()));
   if (std::ranges::find(settings.parentProxies, *card.proxy) == settings.parentProxies.end())
     throw Error(std::format(
         "proxy {}: not a proxy that this host allows; leave `proxy` out for the host's own, or add "
@@ -210,11 +221,6 @@ void checkKey(const Card& card, const Settings& settings) {
                     url.host, host.error()));
 }
 
-std::string parentOf(const std::string& path) {
-  const auto slash = path.rfind('/');
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
 std::string describeOwner(const Owner& owner) {
   return std::format("{}:{}", owner.user, owner.group);
 }
@@ -235,6 +241,9 @@ struct Describe {
   std::string operator()(const Remove& action) const { return std::format("remove {}\n", action.path); }
   std::string operator()(const StartUnit& action) const { return std::format("start {}\n", action.unit); }
   std::string operator()(const StopUnit& action) const { return std::format("stop {}\n", action.unit); }
+  std::string operator()(const ReloadUnit& action) const {
+    return std::format("reload {} if it is loaded with another {}\n", action.unit, action.dropIn);
+  }
   std::string operator()(const MakeWorkspace& action) const {
     return std::format("workspace {} {}\n", action.path, describeOwner(action.owner));
   }
@@ -323,13 +332,15 @@ Plan planRender(const Machine& machine, const Host& host) {
              MakeDirectory{paths.runtime, 0700, {}},
              MakeDirectory{paths.credentials, 0700, {}},
              // As seen inside: the agent's to read, nobody's to write. `runtime` keeps everybody else out.
-             MakeDirectory{paths.agentKey.substr(0, paths.agentKey.rfind('/')), 0750, {0, agentUid}},
+             MakeDirectory{directoryOf(paths.agentKey), 0750, {0, agentUid}},
              MakeDirectory{paths.notices, 0755, {}},
              WriteFile{paths.opencode, renderOpencodeConfig(machine.card, egressOf(settings)), 0644, {}},
              MakeDirectory{settings.runtimeDirectory + "/policy", 0750, {0, host.proxyGroup}},
              planPolicy(machine, host),
              MakeDirectory{"/run/systemd/system/" + machine.name().unit() + ".d", 0755, {}},
              WriteFile{paths.dropIn, renderDropIn(machine, settings, host.program), 0644, {}},
+             // Before there is anything to start: it must not start without its drop-in.
+             ReloadUnit{machine.name().unit(), paths.dropIn},
              MakeDirectory{"/run/systemd/nspawn", 0755, {}},
              // Root's alone: it holds the card's environment.
              WriteFile{paths.settings, renderNspawnSettings(machine, settings, host.init), 0600, {}},
@@ -359,8 +370,11 @@ Plan planCreate(const Card& card, const Host& host) {
     machine.allocation.project = freeProject(machine.allocation.uidBase, facts);
   const auto paths = machinePaths(host.settings, card.id, machine.allocation.address);
   Plan plan;
+  if (const auto before = host.machines.find(card.id.str());
+      before != host.machines.end() && before->second.allocation.address != machine.allocation.address)
+    plan.push_back(Remove{machinePaths(host.settings, card.id, before->second.allocation.address).policy});
   if (!facts.exists) {
-    plan.push_back(MakeDirectory{parentOf(card.workspace.str()), 0755, {}});
+    plan.push_back(MakeDirectory{directoryOf(card.workspace.str()), 0755, {}});
     plan.push_back(MakeWorkspace{card.workspace.str(), host.requester});
   }
   if (oldProject != 0 && machine.allocation.project == 0)
@@ -372,8 +386,12 @@ Plan planCreate(const Card& card, const Host& host) {
                              facts.exists ? facts.owner : host.requester});
   }
   plan.push_back(MakeDirectory{paths.state, 0700, {}});
-  plan.push_back(WriteFile{paths.state + "/card.json", toJson(card), 0600, {}});
-  plan.push_back(WriteFile{paths.state + "/machine.json", toJson(machine.allocation), 0600, {}});
+  Plan records = {WriteFile{paths.state + "/card.json", toJson(card), 0600, {}},
+                  WriteFile{paths.state + "/machine.json", toJson(machine.allocation), 0600, {}}};
+  // A new machine is there with its second one. Of one that is there the card is replaced last: a `create`
+  // that was killed before that is run again as the same change.
+  if (host.machines.contains(card.id.str())) std::ranges::reverse(records);
+  append(plan, std::move(records));
   if (limit == LimitedBy::project) {
     checkProject(card, facts, machine.allocation.project);
     plan.push_back(LimitTree{card.workspace.str(), machine.allocation.project, workspaceLimit(card)});

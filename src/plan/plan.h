@@ -37,6 +37,11 @@ struct StartUnit {
 struct StopUnit {
   std::string unit;
 };
+/// Has systemd read a unit's files again if it has it loaded without this drop-in, or with an older one.
+struct ReloadUnit {
+  std::string unit;
+  std::string dropIn;
+};
 
 /// Makes a workspace, in a directory that is there, and follows no link on the way to it.
 struct MakeWorkspace {
@@ -83,8 +88,8 @@ struct RemovePort {
 };
 
 using Action =
-    std::variant<MakeDirectory, WriteFile, Link, Remove, StartUnit, StopUnit, MakeWorkspace, RemoveWorkspace,
-                 LimitTree, UnlimitTree, MakeImage, RemoveImage, Unmount, RemovePort>;
+    std::variant<MakeDirectory, WriteFile, Link, Remove, StartUnit, StopUnit, ReloadUnit, MakeWorkspace,
+                 RemoveWorkspace, LimitTree, UnlimitTree, MakeImage, RemoveImage, Unmount, RemovePort>;
 /// Done from first to last; `apply` undoes what a failed one made.
 using Plan = std::vector<Action>;
 

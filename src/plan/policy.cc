@@ -62,6 +62,11 @@ HostPattern withPorts(HostPattern pattern, std::vector<std::uint16_t> ports) {
   return pattern;
 }
 
+/// The line before the key. Neither part has a space.
+std::string lineOf(const Broker& broker) {
+  return std::format("{} {}\n", broker.upstream.str(), broker.keyHeader ? broker.keyHeader->str() : "");
+}
+
 }  // namespace
 
 std::string parseKey(std::string_view content) {
@@ -73,6 +78,16 @@ std::string parseKey(std::string_view content) {
   if (std::ranges::any_of(key, [](unsigned char c) { return c <= 0x20 || c >= 0x7f; }))
     throw Error("must hold one key, printable ASCII without spaces, and nothing else");
   return key;
+}
+
+std::string renderDeliveredKey(const Broker& broker, std::string_view key) {
+  return lineOf(broker) + std::string(key) + "\n";
+}
+
+std::string deliveredKey(std::string_view content, const Broker& broker) {
+  const auto line = lineOf(broker);
+  if (!content.starts_with(line)) throw Error("is for another provider");
+  return parseKey(content.substr(line.size()));
 }
 
 std::vector<HeaderName> keyHeaders(const Settings& settings) {
@@ -100,8 +115,10 @@ bool isOwnOllama(const Url& url) {
 }
 
 bool isOwnProxy(const Url& proxy, const Settings& settings) {
-  return !proxy.tls && proxy.path.empty() && proxy.port == settings.proxyPort &&
-         (proxy.host == "127.0.0.1" || proxy.host == settings.gateway.str());
+  const bool loopback = proxy.host == "127.0.0.1", ours = proxy.port == settings.proxyPort;
+  return !proxy.tls && proxy.path.empty() &&
+         ((loopback && (ours || proxy.port == Settings{}.proxyPort)) ||
+          (proxy.host == settings.gateway.str() && ours));
 }
 
 bool covers(const HostPattern& outer, const HostPattern& inner) {

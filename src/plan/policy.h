@@ -32,6 +32,13 @@ struct Broker {
   bool operator==(const Broker&) const = default;
 };
 
+/// What the broker is handed: the key together with the provider and header that it is for, in one file.
+std::string renderDeliveredKey(const Broker& broker, std::string_view key);
+
+/// The key in what renderDeliveredKey wrote. Throws Error if it is for another provider or header than
+/// `broker`: a policy that changed, or is just changing, never has a key sent elsewhere.
+std::string deliveredKey(std::string_view content, const Broker& broker);
+
 struct Policy {
   AgentId agent;
   std::vector<HostPattern> hosts;  ///< reachable through the proxy's port; empty: nothing but the broker
@@ -72,6 +79,7 @@ std::vector<HostPattern> withHosts(std::vector<HostPattern> hosts, const std::ve
 std::vector<HostPattern> withoutHosts(std::vector<HostPattern> hosts, const std::vector<HostPattern>& denied);
 
 /// Whether a card's `proxy` is one of the spellings of our own proxy: 127.0.0.1 or the gateway, and its port.
+/// http://127.0.0.1:3128 is one on every host, so that a card means the same everywhere.
 bool isOwnProxy(const Url& proxy, const Settings& settings);
 
 /// The policy file: one JSON object.

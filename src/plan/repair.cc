@@ -73,9 +73,10 @@ std::optional<Ipv4> addressOf(const Settings& settings, const std::string& port)
   const auto number = between(port, machinePortPrefix, "");
   std::uint32_t index = 0;
   const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), index);
-  const std::uint32_t hostMask = ~(~0u << (32 - settings.prefixLength));
-  if (error != std::errc() || end != number.data() + number.size() || index > hostMask) return std::nullopt;
-  return Ipv4{(settings.gateway.value & ~hostMask) | index};
+  const std::uint32_t mask = hostMask(settings);
+  if (error != std::errc() || end != number.data() + number.size()) return std::nullopt;
+  // Beyond the network it is the whole address.
+  return index > mask ? Ipv4{index} : Ipv4{(settings.gateway.value & ~mask) | index};
 }
 
 void addPorts(const Host& host, const Remains& remains, const Known& known, Plan& plan) {
@@ -181,6 +182,23 @@ Plan planLeftovers(const Host& host, const Remains& remains, const FoundAt& foun
   return plan;
 }
 
+const Machine* whoseRun(const Action& action, const Host& host) {
+  for (const auto& [id, machine] : host.machines) {
+    const auto address = machine.allocation.address;
+    const auto paths = machinePaths(host.settings, machine.card.id, address);
+    const auto* file = std::get_if<Remove>(&action);
+    const auto* unit = std::get_if<StopUnit>(&action);
+    const auto* mount = std::get_if<Unmount>(&action);
+    const auto* port = std::get_if<RemovePort>(&action);
+    if ((file && file->path == paths.key) || (mount && mount->path == paths.workspace) ||
+        (unit &&
+         (unit->unit == paths.keyWatch || unit->unit == paths.ttlTimer || unit->unit == paths.idleTimer)) ||
+        (port && port->interface == hostInterface(host.settings, address)))
+      return &machine;
+  }
+  return nullptr;
+}
+
 Plan planMissing(const Machine& machine, const Host& host, const Remains& remains, const FoundAt& found) {
   const auto plan = planRender(machine, host), waiting = planRender(withIdlePayload(machine), host);
   const bool running = remains.running.contains(machine.name().str());
@@ -188,6 +206,8 @@ Plan planMissing(const Machine& machine, const Host& host, const Remains& remain
   for (std::size_t i = 0; i < plan.size(); ++i) {
     if (std::holds_alternative<StartUnit>(plan[i])) {
       if (!remains.mounts.contains(machine.card.workspace.str())) missing.push_back(plan[i]);
+    } else if (const auto* reload = std::get_if<ReloadUnit>(&plan[i])) {
+      if (!missing.empty() && pathOf(missing.back()) == reload->dropIn) missing.push_back(plan[i]);
     } else if (compare(plan[i], found) != Rendered::asPlanned &&
                !(running && compare(waiting[i], found) == Rendered::asPlanned)) {
       missing.push_back(plan[i]);

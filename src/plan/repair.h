@@ -28,6 +28,10 @@ std::vector<std::string> pathsToLookAt(const Host& host, const Remains& remains)
 /// be ours: in directories that others write to, a link, or a file that says so.
 Plan planLeftovers(const Host& host, const Remains& remains, const FoundAt& found);
 
+/// The machine that has what an action of planLeftovers takes away again when it is started; null if none has
+/// it.
+const Machine* whoseRun(const Action& action, const Host& host);
+
 /// The part of planRender that is missing or altered. A machine that `run` started has a payload of its own.
 Plan planMissing(const Machine& machine, const Host& host, const Remains& remains, const FoundAt& found);
 

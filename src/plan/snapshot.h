@@ -68,7 +68,7 @@ struct Host {
   std::map<std::string, std::string> unreadable;     ///< by id, too: why; nobody knows what these hold
   std::map<std::string, WorkspaceFacts> workspaces;  ///< by path
   Owner requester;                                   ///< whom a new workspace belongs to
-  gid_t proxyGroup = 0;                              ///< group of Settings::proxyUser
+  gid_t proxyGroup = 0;                              ///< group of proxyUser
 };
 
 }  // namespace agentmachine

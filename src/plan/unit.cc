@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <format>
 
-#include "plan/ini.h"
-
 namespace agentmachine {
 
 namespace {
@@ -28,14 +26,6 @@ void setHooks(IniFile& file, const Machine& machine, const std::string& program)
   file.set("ExecStartPre", hook("prepare"))
       .set("ExecStartPost", hook(server ? "attach --server" : "attach"))
       .set("ExecStopPost", hook("release"));
-}
-
-void setRestart(IniFile& file, RestartPolicy policy) {
-  file.set("Restart", toString(policy));
-  if (policy == RestartPolicy::no) return;
-  // After 10 s, then 20, 39, 77, 152, and 300 s from there on; ten starts in an hour end it
-  // (StartLimitBurst=).
-  file.set("RestartSec", "10s").set("RestartSteps", "5").set("RestartMaxDelaySec", "5min");
 }
 
 void setLimits(IniFile& file, const ResourceLimits& limits) {
@@ -85,6 +75,18 @@ std::uint64_t cpuWeight(std::uint64_t cpuShares) {
   return std::clamp<std::uint64_t>(cpuShares * 100 / 1024, 1, 10000);
 }
 
+void setStartLimit(IniFile& file, RestartPolicy policy) {
+  if (policy != RestartPolicy::no) file.set("StartLimitIntervalSec", "1h").set("StartLimitBurst", "10");
+}
+
+void setRestart(IniFile& file, RestartPolicy policy) {
+  file.set("Restart", toString(policy));
+  if (policy == RestartPolicy::no) return;
+  // After 10 s, then 20, 39, 77, 152, and 300 s from there on; ten starts in an hour end it
+  // (StartLimitBurst=).
+  file.set("RestartSec", "10s").set("RestartSteps", "5").set("RestartMaxDelaySec", "5min");
+}
+
 std::string renderDropIn(const Machine& machine, const Settings& settings, const std::string& program) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   IniFile file;
@@ -100,8 +102,7 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
       .set("After", "agentmachine-network.service agentmachine-proxy.service");
   if (machine.allocation.workspaceImage)
     file.set("Requires", imageUnit(machine.card.workspace)).set("After", imageUnit(machine.card.workspace));
-  if (machine.card.restart != RestartPolicy::no)
-    file.set("StartLimitIntervalSec", "1h").set("StartLimitBurst", "10");
+  setStartLimit(file, machine.card.restart);
   file.section("Service")
       .set("Slice", machineSlice)
       // On every line of the unit, the payload's and systemd's own too.

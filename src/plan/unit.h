@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "plan/ini.h"
 #include "plan/machine.h"
 
 namespace agentmachine {
@@ -13,5 +14,9 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
 /// `cpu_shares` as a CPUWeight=, as systemd converts its own CPUShares= (1024 shares are a weight of 100;
 /// systemd.resource-control(5)).
 std::uint64_t cpuWeight(std::uint64_t cpuShares);
+
+/// What the card's `restart` is to the [Unit] section of a unit that runs it, and to its [Service] section.
+void setStartLimit(IniFile& file, RestartPolicy policy);
+void setRestart(IniFile& file, RestartPolicy policy);
 
 }  // namespace agentmachine

@@ -12,13 +12,6 @@ namespace agentmachine {
 
 namespace {
 
-std::string lowered(std::string_view text) {
-  std::string lower(text);
-  for (char& c : lower)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  return lower;
-}
-
 bool matches(const HostPattern& pattern, const HostName& host) {
   if (host == pattern.name) return true;
   return pattern.subdomains && host.str().ends_with("." + pattern.name.str());

@@ -56,8 +56,8 @@ Answer askBroker(const Directories& directories, const Policy& policy, const std
   answer.notes.emplace_back("upstream", policy.broker->upstream.str() + target);
   if (!policy.broker->keyHeader) return answer;
   try {
-    answer.notes.emplace_back("api_key",
-                              parseKey(readFile(directories.keys + "/" + source, 2 * maxKeyBytes)));
+    const auto content = readFile(directories.keys + "/" + source, 2 * maxKeyBytes);
+    answer.notes.emplace_back("api_key", deliveredKey(content, *policy.broker));
     answer.notes.emplace_back("key_header", policy.broker->keyHeader->str());
     return answer;
   } catch (const Error&) {

@@ -17,9 +17,9 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-#include "system/sha256.h"
 #include "util/error.h"
 #include "util/fd.h"
+#include "util/sha256.h"
 #include "util/text.h"
 
 namespace agentmachine {
@@ -58,12 +58,6 @@ bool hasControlCharacter(std::string_view text) {
   return std::ranges::any_of(text, [](unsigned char c) { return c < 0x20 || c == 0x7f; });
 }
 
-/// For messages: what a terminal must not obey is shown as "?".
-std::string printable(std::string text) {
-  std::ranges::replace_if(text, [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
-  return text;
-}
-
 /// "./usr//bin/" → "usr/bin"; "" is the root itself.
 std::string normalPath(std::string_view path) {
   if (path.starts_with('/')) throw Error("its path is absolute");
@@ -79,16 +73,11 @@ std::string normalPath(std::string_view path) {
   return join(parts, "/");
 }
 
-std::string parentOf(const std::string& path) {
-  const auto slash = path.rfind('/');
-  return slash == std::string::npos ? "" : path.substr(0, slash);
-}
-
 /// Refuses a target that climbs above the root. An absolute one begins at the machine's root, so it can't.
 void checkLinkTarget(const std::string& path, std::string_view target) {
   if (target.empty() || target.size() > longestPath || hasControlCharacter(target))
     throw Error("its target is no path");
-  const auto parent = parentOf(path);
+  const auto parent = directoryOf(path);
   std::ptrdiff_t depth = target.starts_with('/') || parent.empty() ? 0 : std::ranges::count(parent, '/') + 1;
   for (const auto& part : split(target, '/')) {
     if (part.empty() || part == ".") continue;
@@ -111,7 +100,7 @@ class Unpacker {
   void add(archive_entry* entry) {
     const char* given = archive_entry_pathname(entry);
     if (!given) throw Error("the name of an entry is neither ASCII nor UTF-8");
-    inContext(printable(given), [&] { addEntry(entry, normalPath(given)); });
+    inContext(escaped(given, longestPath), [&] { addEntry(entry, normalPath(given)); });
   }
 
   Unpacked finish() {
@@ -224,7 +213,7 @@ class Unpacker {
 
   void addDirectory(const std::string& path, const Node& node, bool exists) {
     if (path.empty()) return;
-    const Fd parent = openDirectory(parentOf(path));
+    const Fd parent = openDirectory(directoryOf(path));
     // Its own mode waits for finish().
     if (!exists && mkdirat(parent.get(), nameOf(path).c_str(), 0700) < 0) throw errnoError("create it");
     giveAway(parent.get(), nameOf(path), node);
@@ -244,7 +233,7 @@ class Unpacker {
     node.mode = 0777;  // of every link; nobody looks at it
     node.content = target ? target : "";
     checkLinkTarget(path, node.content);
-    const Fd parent = openDirectory(parentOf(path));
+    const Fd parent = openDirectory(directoryOf(path));
     const auto name = nameOf(path);
     if (symlinkat(node.content.c_str(), parent.get(), name.c_str()) < 0) throw errnoError("create it");
     giveAway(parent.get(), name, node);
@@ -253,19 +242,19 @@ class Unpacker {
   }
 
   Node addHardlink(const std::string& path, const char* given) {
-    const auto target = inContext(std::format("it is a hard link to {}", printable(given)),
+    const auto target = inContext(std::format("it is a hard link to {}", escaped(given, longestPath)),
                                   [&] { return normalPath(given); });
     const auto known = nodes_.find(target);
     if (known == nodes_.end() || known->second.type != 'f')
       throw Error(std::format("it is a hard link to {}, which is no file before it in the archive", target));
-    const Fd from = openDirectory(parentOf(target)), to = openDirectory(parentOf(path));
+    const Fd from = openDirectory(directoryOf(target)), to = openDirectory(directoryOf(path));
     if (linkat(from.get(), nameOf(target).c_str(), to.get(), nameOf(path).c_str(), 0) < 0)
       throw errnoError("create it");
     return known->second;
   }
 
   void addFile(archive_entry* entry, const std::string& path, Node& node) {
-    const Fd parent = openDirectory(parentOf(path));
+    const Fd parent = openDirectory(directoryOf(path));
     const Fd file{openat(parent.get(), nameOf(path).c_str(),
                          O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)};
     if (!file) throw errnoError("create it");

@@ -45,8 +45,9 @@ bool runsIn(const std::string& controlGroup, std::string_view program) {
   return false;
 }
 
-std::uint64_t oomKills(const MachineName& name) {
-  return cgroupNumber(name, "memory.events", "oom_kill").value_or(0);
+std::uint64_t oomKills(const MachineName& name, std::uint64_t before) {
+  const auto kills = cgroupNumber(name, "memory.events", "oom_kill").value_or(0);
+  return kills > before ? kills - before : 0;
 }
 
 }  // namespace agentmachine

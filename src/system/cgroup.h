@@ -20,7 +20,7 @@ std::optional<std::uint64_t> cgroupNumber(const MachineName& name, const char* f
 bool runsIn(const std::string& controlGroup, std::string_view program);
 
 /// Processes of the machine that were killed because its memory ran out, as long as its cgroup has been
-/// there.
-std::uint64_t oomKills(const MachineName& name);
+/// there, without the first `before`.
+std::uint64_t oomKills(const MachineName& name, std::uint64_t before = 0);
 
 }  // namespace agentmachine

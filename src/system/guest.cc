@@ -94,8 +94,10 @@ class Relay {
   /// Whether it waits for its source, or for its sink.
   [[nodiscard]] pollfd wantsRead() const { return {open_ && buffer_.empty() ? from_ : -1, POLLIN, 0}; }
   [[nodiscard]] pollfd wantsWrite() const { return {buffer_.empty() ? -1 : to_, POLLOUT, 0}; }
-  /// Source at its end and all of it passed on.
+  /// Source at its end and all of it passed on, or nobody takes any more.
   [[nodiscard]] bool done() const { return !open_ && buffer_.empty(); }
+  /// Nobody takes any more: whoever reads what comes out is gone.
+  [[nodiscard]] bool refused() const { return refused_; }
 
   void readSome() {
     char chunk[32768];
@@ -112,12 +114,13 @@ class Relay {
     else if (n < 0 && errno != EAGAIN && errno != EINTR) {
       buffer_.clear();
       open_ = false;
+      refused_ = true;
     }
   }
 
  private:
   int from_, to_;
-  bool open_ = true;
+  bool open_ = true, refused_ = false;
   std::string buffer_;
 };
 
@@ -187,6 +190,9 @@ int execInMachine(const std::string& machine, const GuestCommand& command) {
   bool ended = false;
   while (!ended || !output.done() || !errors.done()) {
     if (input.done()) in.write.reset();
+    // Whose reader is gone, the command is told as by a pipe of its own.
+    if (output.done()) out.read.reset();
+    if (errors.done()) err.read.reset();
     std::vector<pollfd> fds = {output.wantsRead(), output.wantsWrite(), errors.wantsRead(),
                                errors.wantsWrite()};
     fds.push_back({ended ? -1 : call.endedFd(), POLLIN, 0});
@@ -230,6 +236,7 @@ int execOnTerminal(const std::string& machine, GuestCommand command, Machined& m
     }
     step(output, fds[0], fds[1]);
     step(input, fds[4], fds[5]);
+    if (output.refused()) return 128 + SIGPIPE;
     if (output.done() && ended) break;
     ended = ended || fds[2].revents;
   }

@@ -55,9 +55,9 @@ Settings readSettings() {
   return parseSettings(readFileIfExists(settingsPath, maxCardBytes).value_or(""), settingsPath);
 }
 
-gid_t proxyGroup(const Settings& settings) {
-  if (const auto* user = getpwnam(settings.proxyUser.c_str())) return user->pw_gid;
-  throw Error("there is no user \"" + settings.proxyUser + "\" for the proxy: run systemd-sysusers");
+gid_t proxyGroup() {
+  if (const auto* user = getpwnam(proxyUser)) return user->pw_gid;
+  throw Error(std::format("there is no user \"{}\" for the proxy: run systemd-sysusers", proxyUser));
 }
 
 std::optional<Machine> readMachine(const Settings& settings, const AgentId& id) {
@@ -151,7 +151,7 @@ Host snapshot(const Settings& settings, const std::vector<Card>& cards) {
             .unreadable = std::move(records.unreadable),
             .workspaces = {},
             .requester = ownerOfNewWorkspaces(settings),
-            .proxyGroup = proxyGroup(settings)};
+            .proxyGroup = proxyGroup()};
   for (const auto& image : ImageStore(settings.stateDirectory + "/images").list())
     host.images.push_back({.digest = image.digest, .packages = image.packages});
   for (const auto& card : cards)

@@ -29,7 +29,7 @@ std::map<std::string, Machine> readMachines(const Settings& settings);
 std::optional<Machine> readMachine(const Settings& settings, const AgentId& id);
 
 /// Group of the proxy's user, who reads policies and keys. Throws Error if there is no such user.
-gid_t proxyGroup(const Settings& settings);
+gid_t proxyGroup();
 
 WorkspaceFacts workspaceFacts(const Settings& settings, const AbsolutePath& workspace);
 

@@ -296,7 +296,10 @@ Image ImageStore::importStorePath(const fs::path& path) {
 
 void ImageStore::remove(const Image& image, const std::set<std::string>& inUse) {
   if (inUse.contains(image.digest))
-    throw Error(std::format("image {} is in use: remove its machines first", shortDigest(image.digest)));
+    throw Error(
+        std::format("image {} is in use: remove its machines first, or restart those that are to have "
+                    "another by now",
+                    shortDigest(image.digest)));
   const FileLock lock(directory_ / ".lock");
   cleanUp();
   discard(image.digest);

@@ -112,6 +112,18 @@ void tellJournal(const Machine& machine, const AgentEvent& event) {
   sd_journal_sendv(vectors.data(), static_cast<int>(vectors.size()));
 }
 
+std::string lastWords(const std::string& unit) {
+  const auto id = trim(runProcess({"systemctl", "show", "--value", "--property=InvocationID", unit}).output);
+  // What was just logged counts most.
+  runProcess({"journalctl", "--sync"});
+  std::vector<std::string> command = {"journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=12"};
+  command.push_back(id.empty() ? "_SYSTEMD_UNIT=" + unit : "_SYSTEMD_INVOCATION_ID=" + id);
+  if (!id.empty()) command.insert(command.end(), {"+", "INVOCATION_ID=" + id});
+  std::string text = "; its last words:";
+  for (const auto& line : split(trim(runProcess(command).output), '\n')) text += "\n  " + line;
+  return text + "\n  more: journalctl -u " + unit;
+}
+
 JournalTime parseJournalTime(const std::string& text) {
   const auto result = runProcess({"systemd-analyze", "timestamp", "--", text});
   constexpr std::string_view label = "UNIX seconds: @";

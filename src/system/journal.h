@@ -44,6 +44,10 @@ constexpr std::string_view agentEventMessageId = "5e0f7a4bb1d94b0f8f6f7d1c2a9e6b
 /// there is no journal is no error.
 void tellJournal(const Machine& machine, const AgentEvent& event);
 
+/// For the end of a message about a unit whose job failed: the last lines of the unit's present or last run,
+/// and how to see more.
+std::string lastWords(const std::string& unit);
+
 /// A time as systemd.time(7) writes it ("yesterday", "-1h", "2026-11-24 10:00"), by systemd's own parser.
 /// Throws Error if it is none.
 JournalTime parseJournalTime(const std::string& text);

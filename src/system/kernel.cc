@@ -2,10 +2,12 @@
 
 #include <cerrno>
 
+#include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <sched.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timex.h>
 #include <sys/vfs.h>
@@ -24,6 +26,12 @@ namespace {
 
 constexpr auto cgroupRoot = "/sys/fs/cgroup";
 
+/// Whether there is this child, and its exit status is 0.
+bool exitsWell(pid_t child) {
+  int status = 0;
+  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
 /// In a network namespace of its own, which goes with the command.
 bool canMakeLink(const std::string& kind) {
   try {
@@ -31,6 +39,38 @@ bool canMakeLink(const std::string& kind) {
   } catch (const Error&) {
     return false;  // no such program: that is found elsewhere
   }
+}
+
+/// In the same way, on the interface that each namespace has.
+bool canLimitBandwidth() {
+  try {
+    return runProcess({"unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", "1mbit",
+                       "burst", "68kb", "latency", "50ms"})
+               .status == 0;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+/// A socket of ours, in a network namespace of our own: ss names those that it could destroy.
+bool canDestroySockets() {
+  const pid_t child = fork();
+  if (child == 0) {
+    bool destroyed = false;
+    try {
+      if (unshare(CLONE_NEWNET) == 0) {
+        const Fd ours{socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+        if (ours && listen(ours.get(), 1) == 0)
+          destroyed =
+              !trim(runProcess({"ss", "--kill", "--tcp", "--listening", "--numeric", "--no-header"}).output)
+                   .empty();
+      }
+    } catch (const Error&) {
+      // No such program.
+    }
+    _exit(destroyed ? 0 : 1);
+  }
+  return exitsWell(child);
 }
 
 /// What timedatectl calls "synchronized": an error below 16 s.
@@ -69,8 +109,7 @@ bool hasSeccomp() {
 bool hasUserNamespaces() {
   const pid_t child = fork();
   if (child == 0) _exit(unshare(CLONE_NEWUSER) == 0 ? 0 : 1);
-  int status = 0;
-  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  return exitsWell(child);
 }
 
 KernelFacts kernelFacts() {
@@ -85,6 +124,9 @@ KernelFacts kernelFacts() {
   facts.userNamespaces = hasUserNamespaces();
   facts.veth = canMakeLink("veth");
   facts.bridge = canMakeLink("bridge");
+  facts.bandwidth = canLimitBandwidth();
+  facts.socketDestroy = canDestroySockets();
+  facts.loopDevices = static_cast<bool>(Fd{open("/dev/loop-control", O_RDWR | O_CLOEXEC)});
   facts.clockSynchronized = isClockSynchronized();
   return facts;
 }

@@ -12,6 +12,9 @@ struct KernelFacts {
   bool seccomp = false;    ///< filters of system calls
   bool userNamespaces = false;
   bool veth = false, bridge = false;  ///< network interfaces of these kinds can be made
+  bool bandwidth = false;             ///< what an interface sends can be limited: tc's tbf
+  bool socketDestroy = false;         ///< connections of others can be cut
+  bool loopDevices = false;           ///< a file can be mounted
   bool clockSynchronized = false;
 };
 

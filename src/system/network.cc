@@ -2,14 +2,23 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <format>
 #include <iterator>
 
+#include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netlink.h>
 #include <nlohmann/json.hpp>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <systemd/sd-daemon.h>
 
 #include "plan/nftables.h"
+#include "system/host.h"
 #include "util/error.h"
+#include "util/fd.h"
 #include "util/file.h"
 #include "util/process.h"
 #include "util/text.h"
@@ -117,13 +126,116 @@ std::string listIntendedTables(const Settings& settings) {
   constexpr auto script =
       "nft -f - && for family in bridge inet; do nft --stateless --terse list table $family agentmachine || "
       "exit; done && nft --stateless list chain inet agentmachine_connections input";
-  return runChecked({"unshare", "--net", "sh", "-c", script}, renderNftRuleset(settings));
+  // With the rules of one machine, which are not listed: the kernel must know them, too.
+  const Ipv4 address{settings.gateway.value + 1};
+  const auto machine = renderNftElementAdd(hostInterface(settings, address), macAddress(address), address, 1);
+  return runChecked({"unshare", "--net", "sh", "-c", script}, renderNftRuleset(settings) + machine);
 }
 
 FilterState filterState(const std::string& intended) {
   const auto actual = listTables();
   if (actual.empty()) return FilterState::missing;
   return actual == intended ? FilterState::inPlace : FilterState::altered;
+}
+
+/// Holds what listTables gave right after our rules were loaded: quicker to compare with than
+/// listIntendedTables.
+std::string loadedTablesPath(const Settings& settings) {
+  return settings.runtimeDirectory + "/filter";
+}
+
+FilterState filterSinceLoading(const Settings& settings) {
+  constexpr std::size_t mostBytes = std::size_t{1} << 20;
+  const auto loaded = readFileIfExists(loadedTablesPath(settings), mostBytes);
+  return filterState(loaded ? *loaded : listIntendedTables(settings));
+}
+
+/// Puts the host side on the bridge, apart from all others on it. Its rules must be there.
+void joinBridge(const Settings& settings, const std::string& interface, const std::string& mac) {
+  runChecked(
+      {"ip", "-batch", "-"},
+      std::format("link set dev {0} addrgenmode none\n"
+                  "link set dev {0} master {1}\n"
+                  "link set dev {0} type bridge_slave isolated on learning off flood off mcast_flood off\n",
+                  interface, settings.bridge));
+  runChecked({"bridge", "fdb", "replace", mac, "dev", interface, "master", "static"});
+}
+
+/// The machines that have a port on this host, so run or begin to, by its name.
+std::map<std::string, Machine> connectedMachines(const Settings& settings) {
+  std::map<std::string, Machine> connected;
+  const auto ports = machinePorts();
+  if (ports.empty()) return connected;
+  for (const auto& [id, machine] : readMachineRecords(settings).machines)
+    if (auto port = hostInterface(settings, machine.allocation.address); ports.contains(port))
+      connected.emplace(std::move(port), machine);
+  return connected;
+}
+
+/// Our rules, and what was flushed with them of these machines.
+void loadRules(const Settings& settings, const std::map<std::string, Machine>& connected) {
+  auto rules = renderNftRuleset(settings);
+  for (const auto& [port, machine] : connected)
+    rules += renderNftElementAdd(port, macAddress(machine.allocation.address), machine.allocation.address,
+                                 machine.card.limits.maxConnections);
+  runChecked({"nft", "-f", "-"}, rules);
+  writeFileAtomically(loadedTablesPath(settings), listTables(), 0600);
+}
+
+/// The host's settings, or these if they can't be read.
+Settings presentOr(const Settings& known) {
+  try {
+    return readSettings();
+  } catch (const Error& problem) {
+    spdlog::warn("{}", problem.what());
+    return known;
+  }
+}
+
+/// A socket that is told of every change to nft's tables.
+Fd changesOfTables() {
+  Fd socket{::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER)};
+  const sockaddr_nl address{
+      .nl_family = AF_NETLINK, .nl_pad = 0, .nl_pid = 0, .nl_groups = 1U << (NFNLGRP_NFTABLES - 1)};
+  if (!socket || bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0)
+    throw errnoError("watch nft's tables");
+  return socket;
+}
+
+/// Whether one of these messages tells that a table of ours went, or a rule that is no machine's own.
+bool tellsOfLoss(std::string_view messages) {
+  using namespace std::string_view_literals;
+  while (messages.size() >= sizeof(nlmsghdr)) {
+    nlmsghdr header{};
+    std::memcpy(&header, messages.data(), sizeof header);
+    if (header.nlmsg_len < sizeof header || header.nlmsg_len > messages.size()) return true;
+    // An attribute of each is the table's name, which ends with a 0.
+    const auto message = messages.substr(0, header.nlmsg_len);
+    if (header.nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELTABLE) &&
+        message.contains("agentmachine"))
+      return true;
+    if (header.nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELRULE) &&
+        message.contains("agentmachine\0"sv))
+      return true;
+    messages.remove_prefix(std::min<std::size_t>(NLMSG_ALIGN(header.nlmsg_len), messages.size()));
+  }
+  return false;
+}
+
+/// Returns when something of ours was lost, once all is read that was told by then.
+void awaitLoss(const Fd& changes) {
+  constexpr std::size_t longest = std::size_t{1} << 16;
+  std::string messages(longest, '\0');
+  for (bool lost = false;;) {
+    const auto count = recv(changes.get(), messages.data(), messages.size(), lost ? MSG_DONTWAIT : 0);
+    if (count < 0 && errno == EAGAIN) return;
+    // More than the socket holds: something was not told.
+    if (count < 0 && errno != EINTR && errno != ENOBUFS) throw errnoError("watch nft's tables");
+    if (count < 0)
+      lost = lost || errno == ENOBUFS;
+    else
+      lost = lost || tellsOfLoss(std::string_view(messages).substr(0, static_cast<std::size_t>(count)));
+  }
 }
 
 }  // namespace
@@ -165,8 +277,9 @@ NetworkFacts networkFacts(const Settings& settings) {
 void bringNetworkUp(const Settings& settings) {
   inContext("set up the network", [&] {
     refuseOverlap(settings);
+    const auto connected = connectedMachines(settings);
     // The rules first: a port that was left on the bridge passes nothing before them.
-    runChecked({"nft", "-f", "-"}, renderNftRuleset(settings));
+    loadRules(settings, connected);
     std::string commands;
     if (!interfaceExists(settings.bridge))
       commands += std::format("link add name {} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n",
@@ -177,6 +290,15 @@ void bringNetworkUp(const Settings& settings) {
         "link set dev {0} up\n",
         settings.bridge, settings.gateway.str(), settings.prefixLength);
     runChecked({"ip", "-batch", "-"}, commands);
+    for (const auto& [port, machine] : connected) {
+      if (std::filesystem::exists("/sys/class/net/" + port + "/brport")) continue;
+      try {
+        joinBridge(settings, port, macAddress(machine.allocation.address));
+      } catch (const Error& problem) {
+        // It has ended meanwhile; if not, it is cut off.
+        spdlog::warn("connect {} again: {}", machine.name().str(), problem.what());
+      }
+    }
   });
 }
 
@@ -188,15 +310,39 @@ void takeNetworkDown(const Settings& settings) {
 }
 
 void checkNetworkGuards(const Settings& settings) {
-  for (const std::string family : {"bridge", "inet"})
-    if (!tableExists(family))
-      throw Error(
-          std::format("the packet filter is not in place (nft table \"{} agentmachine\" is missing): "
-                      "systemctl restart agentmachine-network",
-                      family));
+  constexpr auto remedy = "systemctl reload-or-restart agentmachine-network";
+  const auto filter = filterSinceLoading(settings);
+  if (filter == FilterState::missing)
+    throw Error(std::format(
+        "the packet filter is not in place (an nft table \"agentmachine\" is missing): {}", remedy));
+  if (filter == FilterState::altered)
+    throw Error(std::format("the packet filter is not in place (its rules in nft were altered): {}", remedy));
   if (!interfaceExists(settings.bridge))
-    throw Error(
-        std::format("the bridge {} is missing: systemctl restart agentmachine-network", settings.bridge));
+    throw Error(std::format("the bridge {} is missing: {}", settings.bridge, remedy));
+}
+
+void keepFilter() {
+  const Fd changes = changesOfTables();
+  Settings settings = presentOr({});
+  const auto setBridge = [&](const std::string& state) {
+    if (interfaceExists(settings.bridge)) runChecked({"ip", "link", "set", "dev", settings.bridge, state});
+  };
+  // At first, too: what changed before was not told.
+  for (;; awaitLoss(changes)) {
+    try {
+      if (filterSinceLoading(settings) != FilterState::inPlace) {
+        settings = presentOr(settings);
+        loadRules(settings, connectedMachines(settings));
+        spdlog::warn("the packet filter was flushed or altered in nft; it is in place again");
+      }
+    } catch (const Error&) {
+      setBridge("down");
+      throw;
+    }
+    // It may be down since the time before.
+    setBridge("up");
+    sd_notify(0, "READY=1");
+  }
 }
 
 void checkBridgeHasRoom(const Settings& settings) {
@@ -216,13 +362,7 @@ void attachMachine(const Settings& settings, const Machine& machine, pid_t leade
   const std::string interface = hostInterface(settings, address), mac = macAddress(address);
   inContext("connect " + interface, [&] {
     runChecked({"nft", "-f", "-"}, renderNftElementAdd(interface, mac, address, limits.maxConnections));
-    runChecked(
-        {"ip", "-batch", "-"},
-        std::format("link set dev {0} addrgenmode none\n"
-                    "link set dev {0} master {1}\n"
-                    "link set dev {0} type bridge_slave isolated on learning off flood off mcast_flood off\n",
-                    interface, settings.bridge));
-    runChecked({"bridge", "fdb", "replace", mac, "dev", interface, "master", "static"});
+    joinBridge(settings, interface, mac);
     const std::string nsenter = std::format("--net=/proc/{}/ns/net", leader);
     const std::vector<std::string> inside = {"nsenter", nsenter, "ip", "-batch", "-"};
     if (limits.networkMbit) {

@@ -15,10 +15,10 @@
 #include <unistd.h>
 
 #include "plan/machine.h"
-#include "system/sha256.h"
 #include "util/error.h"
 #include "util/fd.h"
 #include "util/file.h"
+#include "util/sha256.h"
 
 namespace agentmachine {
 

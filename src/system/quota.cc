@@ -43,7 +43,11 @@ Fd openForAttributes(int entry) {
 void moveInode(int entry, bool isDirectory, std::uint32_t from, std::uint32_t to) {
   const Fd fd = openForAttributes(entry);
   fsxattr attributes{};
-  if (ioctl(fd.get(), FS_IOC_FSGETXATTR, &attributes) < 0) throw errnoError("read its project");
+  if (ioctl(fd.get(), FS_IOC_FSGETXATTR, &attributes) < 0) {
+    // On a file system without projects nothing is anybody's.
+    if (to == 0 && (errno == ENOTTY || errno == EOPNOTSUPP)) return;
+    throw errnoError("read its project");
+  }
   if (attributes.fsx_projid != from && attributes.fsx_projid != to) {
     if (to == 0) return;  // somebody else's: only ours are taken back
     throw Error(
@@ -151,7 +155,8 @@ void limitProject(int directory, std::uint32_t project, SizeLimit limit) {
 }
 
 void unlimitProject(int directory, std::uint32_t project) {
-  setLimits(directory, project, {});
+  // Where nothing is enforced there is nothing to lift.
+  if (enforcesProjectQuotas(directory)) setLimits(directory, project, {});
   moveTree(directory, project, 0);
 }
 

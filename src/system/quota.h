@@ -34,7 +34,7 @@ ProjectUsage projectUsage(int directory, std::uint32_t project);
 /// a new limit is below what the tree holds. Can be killed and run again.
 void limitProject(int directory, std::uint32_t project, SizeLimit limit);
 
-/// Undoes limitProject, as far as it came.
+/// Undoes limitProject, as far as it came, and as far as the file system there is now knows of projects.
 void unlimitProject(int directory, std::uint32_t project);
 
 }  // namespace agentmachine

@@ -79,6 +79,10 @@ Remains remainsOnDisk(const Settings& settings) {
       namesIn(settings.runtimeDirectory + "/machines/" + name + below, "", found.unfinished);
   for (const auto& id : look(settings.stateDirectory + "/machines"))
     namesIn(settings.stateDirectory + "/machines/" + id, "", found.unfinished);
+  // What `create` was about to make there; it writes nothing else like this.
+  std::error_code absent;
+  for (const auto& entry : fs::recursive_directory_iterator(imagesOfWorkspaces(settings), absent))
+    if (entry.path().filename().string().starts_with(".#")) found.unfinished.insert(entry.path());
   found.mounts = mountPoints();
   found.ports = machinePorts();
   found.filterPorts = filterPorts();

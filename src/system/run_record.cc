@@ -19,6 +19,8 @@ namespace {
 
 constexpr std::size_t maxRecordBytes = 65536;
 constexpr mode_t recordMode = 0600;
+/// Of each record, which an older program must not take for its own; one without is of version 1.
+constexpr int recordVersion = 1;
 constexpr std::array<std::string_view, 7> causeNames = {"payload", "start", "person",  "systemd",
                                                         "ttl",     "idle",  "shutdown"};
 
@@ -40,7 +42,11 @@ std::optional<Record> read(const std::string& path, Record (*parse)(const nlohma
   if (!text) return std::nullopt;
   return inContext("read " + path, [&] {
     try {
-      return parse(nlohmann::json::parse(*text));
+      const auto json = nlohmann::json::parse(*text);
+      if (const int version = json.value("version", 1); version > recordVersion)
+        throw Error(std::format("written by a newer agentmachine (version {}, this one knows {})", version,
+                                recordVersion));
+      return parse(json);
     } catch (const nlohmann::json::exception& problem) {
       throw Error(std::string("it is damaged; the next start that somebody asks for writes it anew: ") +
                   problem.what());
@@ -79,10 +85,10 @@ std::string_view toString(EndCause cause) {
 }
 
 void writeRunRecord(const std::string& state, const RunRecord& record) {
-  nlohmann::ordered_json json = {{"invocation", record.invocation}, {"boot", record.boot},
-                                 {"since", seconds(record.since)},  {"asked", seconds(record.asked)},
-                                 {"restarts", record.restarts},     {"leader", record.leader},
-                                 {"oom_kills", record.oomKills},    {"image", record.image}};
+  nlohmann::ordered_json json = {
+      {"version", recordVersion},       {"invocation", record.invocation}, {"boot", record.boot},
+      {"since", seconds(record.since)}, {"asked", seconds(record.asked)},  {"restarts", record.restarts},
+      {"leader", record.leader},        {"oom_kills", record.oomKills},    {"image", record.image}};
   if (record.ttlDeadline) json["ttl_deadline_usec"] = record.ttlDeadline->count();
   if (record.began) json["began_usec"] = record.began->count();
   writeFileAtomically(state + "/run.json", json.dump(), recordMode);
@@ -122,7 +128,8 @@ void noteStart(const std::string& state, std::chrono::microseconds took) {
     // To Prometheus a restart of the counter.
   }
   times.add(took);
-  const nlohmann::ordered_json json = {{"counts", times.counts}, {"sum_usec", times.sum.count()}};
+  const nlohmann::ordered_json json = {
+      {"version", recordVersion}, {"counts", times.counts}, {"sum_usec", times.sum.count()}};
   writeFileAtomically(state + "/starts.json", json.dump(), recordMode);
 }
 
@@ -138,10 +145,15 @@ std::optional<StartTimes> readStartTimes(const std::string& state) {
 }
 
 void writeEndRecord(const std::string& state, const EndRecord& record) {
-  const nlohmann::ordered_json json = {{"invocation", record.invocation}, {"at", seconds(record.at)},
-                                       {"cause", toString(record.cause)}, {"by", record.by},
-                                       {"result", record.result},         {"code", record.code},
-                                       {"status", record.status},         {"oom_kills", record.oomKills}};
+  const nlohmann::ordered_json json = {{"version", recordVersion},
+                                       {"invocation", record.invocation},
+                                       {"at", seconds(record.at)},
+                                       {"cause", toString(record.cause)},
+                                       {"by", record.by},
+                                       {"result", record.result},
+                                       {"code", record.code},
+                                       {"status", record.status},
+                                       {"oom_kills", record.oomKills}};
   writeFileAtomically(state + "/end.json", json.dump(), recordMode);
 }
 
@@ -158,8 +170,34 @@ std::optional<EndRecord> readEndRecord(const std::string& state) {
   });
 }
 
+void noteOomKills(const std::string& state, const EndRecord& end) {
+  if (end.oomKills == 0) return;
+  OomKills kills;
+  try {
+    kills = readOomKills(state).value_or(OomKills{});
+  } catch (const Error&) {
+    // To Prometheus a restart of the counter.
+  }
+  // A hook that was killed and is run again.
+  if (kills.lastRun == end.invocation) return;
+  const nlohmann::ordered_json json = {
+      {"version", recordVersion}, {"sum", kills.sum + end.oomKills}, {"last_run", end.invocation}};
+  writeFileAtomically(state + "/oom-kills.json", json.dump(), recordMode);
+}
+
+std::optional<OomKills> readOomKills(const std::string& state) {
+  return read<OomKills>(state + "/oom-kills.json", [](const nlohmann::json& json) {
+    return OomKills{.sum = json.at("sum"), .lastRun = json.at("last_run")};
+  });
+}
+
+bool endsAfter(const EndRecord& end, const RunRecord& run) {
+  return end.invocation == run.invocation || end.at > run.since;
+}
+
 void noteStopReason(const std::string& state, const StopReason& reason) {
-  const nlohmann::ordered_json json = {{"cause", toString(reason.cause)}, {"by", reason.by}};
+  const nlohmann::ordered_json json = {
+      {"version", recordVersion}, {"cause", toString(reason.cause)}, {"by", reason.by}};
   writeFileAtomically(state + "/stop.json", json.dump(), recordMode);
 }
 
@@ -178,16 +216,15 @@ std::optional<StopReason> takeStopReason(const std::string& state) {
   }
 }
 
-std::string describe(const std::optional<EndRecord>& end) {
-  if (!end) return "the host went down under it";
-  const std::string killed = end->result == "timeout" ? ", killed when it did not end in time" : "";
-  switch (end->cause) {
+std::string describe(const EndRecord& end) {
+  const std::string killed = end.result == "timeout" ? ", killed when it did not end in time" : "";
+  switch (end.cause) {
     case EndCause::payload:
-      return describePayload(*end);
+      return describePayload(end);
     case EndCause::start:
       return "did not start";
     case EndCause::person:
-      return "stopped by " + end->by + killed;
+      return "stopped by " + end.by + killed;
     case EndCause::systemd:
       return "stopped by systemctl or machinectl" + killed;
     case EndCause::ttl:

@@ -38,6 +38,12 @@ struct StartTimes {
   bool operator==(const StartTimes&) const = default;
 };
 
+/// A machine's processes that were killed because memory ran out, in all runs that ended until it is removed.
+struct OomKills {
+  std::uint64_t sum = 0;
+  std::string lastRun;  ///< RunRecord::invocation of the last one in the sum
+};
+
 enum class EndCause {
   payload,   ///< what ran in it ended by itself
   start,     ///< it never came up
@@ -61,6 +67,10 @@ struct EndRecord {
   std::uint64_t oomKills = 0;  ///< processes in it that were killed because memory ran out
 };
 
+/// Whether the end is that of the run, or of a start after it that failed before it had a record. One before
+/// it is the end of another run: nobody noted how this one ended.
+bool endsAfter(const EndRecord& end, const RunRecord& run);
+
 /// Why a machine is being stopped; noted before, so that the hook that writes the EndRecord knows.
 struct StopReason {
   EndCause cause = EndCause::person;
@@ -78,13 +88,17 @@ void noteStart(const std::string& state, std::chrono::microseconds took);
 /// Nothing if none was noted. Throws Error.
 std::optional<StartTimes> readStartTimes(const std::string& state);
 
+/// Adds what the ended run counted to those in `state`, once. What is there and damaged is begun anew.
+void noteOomKills(const std::string& state, const EndRecord& end);
+/// Nothing if none was noted. Throws Error.
+std::optional<OomKills> readOomKills(const std::string& state);
+
 void noteStopReason(const std::string& state, const StopReason& reason);
 /// What was noted, which is forgotten by that.
 std::optional<StopReason> takeStopReason(const std::string& state);
 
-/// How a run ended, for people: "exited with status 7", "stopped by anna". `end` absent: the host went down
-/// under it.
-std::string describe(const std::optional<EndRecord>& end);
+/// How a run ended, for people: "exited with status 7", "stopped by anna".
+std::string describe(const EndRecord& end);
 
 /// The host's present boot (proc(5), random/boot_id).
 std::string bootId();

@@ -1,9 +1,11 @@
 #include "system/systemd.h"
 
+#include <algorithm>
 #include <charconv>
 #include <condition_variable>
 #include <csignal>
 #include <format>
+#include <fstream>
 #include <map>
 #include <mutex>
 
@@ -109,7 +111,8 @@ Systemd::Systemd()
 Systemd::~Systemd() = default;
 
 void Systemd::runJob(const std::string& method, const std::string& unit, const std::string& mode,
-                     std::optional<std::chrono::seconds> killAfter) {
+                     std::optional<std::chrono::seconds> killAfter,
+                     std::optional<std::chrono::seconds> longest) {
   // The job may end before its number is known here, so results are collected by job until ours is among
   // them. The proxy comes after what its handler uses, and goes before it.
   std::mutex mutex;
@@ -128,21 +131,20 @@ void Systemd::runJob(const std::string& method, const std::string& unit, const s
   std::unique_lock lock(mutex);
   const auto isEnded = [&] { return results.contains(job); };
   using Clock = std::chrono::steady_clock;
-  auto kill = killAfter ? std::optional(Clock::now() + *killAfter) : std::nullopt;
+  auto killAt = killAfter ? std::optional(Clock::now() + *killAfter) : std::nullopt;
   // So often it is looked whether the bus is there, and asked for the job: one whose end nobody tells,
   // because systemd was executed anew just then, would be awaited for ever.
   constexpr std::chrono::seconds look{1}, ask{5}, patience{30};
   const std::string whatBecame = "; what became of it: systemctl status " + unit;
   auto asked = Clock::now(), answered = asked;
-  while (!ended.wait_until(lock, std::min(Clock::now() + look, kill.value_or(Clock::time_point::max())),
-                           isEnded)) {
+  const auto end = longest ? asked + *longest : Clock::time_point::max();
+  while (!ended.wait_until(lock, std::min({Clock::now() + look, killAt.value_or(end), end}), isEnded)) {
+    if (Clock::now() >= end) throw Error(std::format("{}: not done after {}; it goes on", unit, *longest));
     if (loop_->isBroken()) throw Error(unit + ": the system bus went away" + whatBecame);
     lock.unlock();
-    if (kill && Clock::now() >= *kill) {
-      kill.reset();
-      proxy->callMethod("KillUnit")
-          .onInterface(managerInterface)
-          .withArguments(unit, "all", std::int32_t{SIGKILL});
+    if (killAt && Clock::now() >= *killAt) {
+      killAt.reset();
+      kill(unit);
     }
     const auto state = Clock::now() - asked < ask ? std::nullopt : std::optional(lookAtJob(*bus_, job));
     lock.lock();
@@ -164,8 +166,25 @@ void Systemd::runJob(const std::string& method, const std::string& unit, const s
   if (result != "done") throw Error(unit + ": the job ended with \"" + result + "\"");
 }
 
-void Systemd::start(const std::string& unit) {
-  translated("start " + unit, [&] { runJob("StartUnit", unit); });
+void Systemd::kill(const std::string& unit) {
+  // Not all of the unit at once: its hook that cleans up may be at work by now.
+  const auto group = controlGroup(unit);
+  if (!group.empty()) std::ofstream("/sys/fs/cgroup" + group + "/payload/cgroup.kill") << "1";
+  try {
+    manager(*bus_)
+        ->callMethod("KillUnit")
+        .onInterface(managerInterface)
+        .withArguments(unit, "main", std::int32_t{SIGKILL});
+  } catch (const sdbus::Error& cause) {
+    // It has just ended.
+    if (cause.getName() != "org.freedesktop.systemd1.NoSuchProcess" &&
+        cause.getName() != "org.freedesktop.systemd1.NoSuchUnit")
+      throw;
+  }
+}
+
+void Systemd::start(const std::string& unit, std::optional<std::chrono::seconds> longest) {
+  translated("start " + unit, [&] { runJob("StartUnit", unit, "replace", std::nullopt, longest); });
 }
 
 void Systemd::enqueueStart(const std::string& unit) {
@@ -192,6 +211,16 @@ void Systemd::stopForSure(const std::string& unit) {
   translated("stop " + unit, [&] { runJob("StopUnit", unit, "replace-irreversibly"); });
 }
 
+void Systemd::signal(const std::string& unit, int number) {
+  if (activeState(unit) != "active") return;
+  translated("signal " + unit, [&] {
+    manager(*bus_)
+        ->callMethod("KillUnit")
+        .onInterface(managerInterface)
+        .withArguments(unit, "main", std::int32_t{number});
+  });
+}
+
 void Systemd::resetFailed(const std::string& unit) {
   try {
     manager(*bus_)->callMethod("ResetFailedUnit").onInterface(managerInterface).withArguments(unit);
@@ -199,6 +228,22 @@ void Systemd::resetFailed(const std::string& unit) {
     if (cause.getName() == "org.freedesktop.systemd1.NoSuchUnit") return;
     throw Error("reset " + unit + ": " + cause.getMessage());
   }
+}
+
+void Systemd::reloadUnit(const std::string& unit, const std::string& dropIn) {
+  if (listUnits(unit).empty()) return;
+  translated("reload " + unit, [&] {
+    constexpr auto interface = "org.freedesktop.systemd1.Unit";
+    const auto loaded = unitProxy(*bus_, unit);
+    const auto dropIns =
+        loaded->getProperty("DropInPaths").onInterface(interface).get<std::vector<std::string>>();
+    // A directory that is new since it read the units is none to NeedDaemonReload.
+    if (std::ranges::contains(dropIns, dropIn) &&
+        !loaded->getProperty("NeedDaemonReload").onInterface(interface).get<bool>())
+      return;
+    // It takes seconds where there are many units and the host is busy; 25 of them is the bus's own limit.
+    manager(*bus_)->callMethod("Reload").onInterface(managerInterface).withTimeout(std::chrono::minutes(2));
+  });
 }
 
 std::vector<UnitState> Systemd::listUnits(const std::string& pattern) {

@@ -41,18 +41,25 @@ class Systemd {
   Systemd(const Systemd&) = delete;
   Systemd& operator=(const Systemd&) = delete;
 
-  /// Enqueues a start job and waits for it. Throws Error if the job's result is not "done".
-  void start(const std::string& unit);
+  /// Enqueues a start job and waits for it. Throws Error if the job's result is not "done", or if it goes on
+  /// after `longest`.
+  void start(const std::string& unit, std::optional<std::chrono::seconds> longest = std::nullopt);
   /// As start, but does not wait.
   void enqueueStart(const std::string& unit);
-  /// As start, for a stop; a unit that is not loaded is stopped already. After `timeout` all its processes
-  /// get SIGKILL.
+  /// As start, for a stop; a unit that is not loaded is stopped already. After `timeout` its main
+  /// process gets SIGKILL, and what nspawn runs in the machine; its own ExecStopPost= doesn't.
   void stop(const std::string& unit, std::optional<std::chrono::seconds> timeout = std::nullopt);
   /// As stop, and no start takes the job out of the queue: one that is asked for meanwhile is refused
   /// ("replace-irreversibly", org.freedesktop.systemd1(5)).
   void stopForSure(const std::string& unit);
+  /// Sends a service's main process a signal; one that has none is left alone.
+  void signal(const std::string& unit, int number);
   /// Forgets that a unit failed, so that it counts as inactive.
   void resetFailed(const std::string& unit);
+
+  /// Has systemd read all units' files again (daemon-reload) if it has this one loaded without `dropIn`, or
+  /// with files that have changed since.
+  void reloadUnit(const std::string& unit, const std::string& dropIn);
 
   /// Units whose name matches the pattern (glob), loaded ones only. One call.
   std::vector<UnitState> listUnits(const std::string& pattern);
@@ -90,7 +97,9 @@ class Systemd {
 
  private:
   void runJob(const std::string& method, const std::string& unit, const std::string& mode = "replace",
-              std::optional<std::chrono::seconds> killAfter = std::nullopt);
+              std::optional<std::chrono::seconds> killAfter = std::nullopt,
+              std::optional<std::chrono::seconds> longest = std::nullopt);
+  void kill(const std::string& unit);
   std::unique_ptr<sdbus::IConnection> bus_;
   std::unique_ptr<BusLoop> loop_;
 };

@@ -6,6 +6,8 @@
 #include <system_error>
 
 #include <fcntl.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -44,24 +46,37 @@ std::string loopDevice(int directory) {
   return name.starts_with("loop") ? name : "";
 }
 
-/// A mount of the image that is nowhere in the tree yet.
-Fd detachedMount(const std::string& image) {
-  // Root's own directory: mount(8) finds the loop device and the way there is nobody else's to change.
-  std::string place = "/run/agentmachine-mount.XXXXXX";
-  if (!mkdtemp(place.data())) throw errnoError("make " + place);
-  Fd tree;
-  try {
-    runChecked({"mount", "-t", "ext4", "-o", "loop,nosuid,nodev", "--", image, place});
-    tree = Fd{static_cast<int>(
-        syscall(SYS_open_tree, AT_FDCWD, place.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC))};
-    const int failed = tree ? 0 : errno;
-    umount2(place.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
-    if (failed) throw errnoError("open_tree " + place, failed);
-  } catch (const Error&) {
-    rmdir(place.c_str());
-    throw;
+/// A loop device on the image. It ends with the last who has it open or mounted.
+Fd loopOn(const std::string& image) {
+  const Fd file{open(image.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC)};
+  if (!file) throw errnoError("open " + image);
+  const Fd control{open("/dev/loop-control", O_RDWR | O_CLOEXEC)};
+  if (!control) throw errnoError("open /dev/loop-control");
+  for (;;) {
+    const int number = ioctl(control.get(), LOOP_CTL_GET_FREE);
+    if (number < 0) throw errnoError("find a free loop device");
+    const std::string path = std::format("/dev/loop{}", number);
+    Fd device{open(path.c_str(), O_RDWR | O_CLOEXEC)};
+    if (!device) throw errnoError("open " + path);
+    loop_config configuration{};
+    configuration.fd = static_cast<std::uint32_t>(file.get());
+    configuration.info.lo_flags = LO_FLAGS_AUTOCLEAR;
+    if (ioctl(device.get(), LOOP_CONFIGURE, &configuration) == 0) return device;
+    // Somebody else was faster.
+    if (errno != EBUSY) throw errnoError("set up " + path);
   }
-  rmdir(place.c_str());
+}
+
+/// A mount of the image that is nowhere in the tree yet, and is gone with its descriptor.
+Fd detachedMount(const std::string& image) {
+  const Fd device = loopOn(image);
+  const Fd context{fsopen("ext4", FSOPEN_CLOEXEC)};
+  const auto source = fs::read_symlink(std::format("/proc/self/fd/{}", device.get()));
+  if (!context || fsconfig(context.get(), FSCONFIG_SET_STRING, "source", source.c_str(), 0) < 0 ||
+      fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) < 0)
+    throw errnoError("open the file system in it");
+  Fd tree{fsmount(context.get(), FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)};
+  if (!tree) throw errnoError("fsmount");
   return tree;
 }
 

@@ -12,7 +12,11 @@ class FileLock {
  public:
   explicit FileLock(const std::filesystem::path& path);
 
+  /// Removes the file, which nobody needs any more. Who waits for it makes and locks a new one. Throws Error.
+  void removeFile() const;
+
  private:
+  std::filesystem::path path_;
   Fd fd_;
 };
 

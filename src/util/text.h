@@ -13,6 +13,9 @@ namespace agentmachine {
 /// Without white space at both ends.
 std::string trim(std::string_view text);
 
+/// With small letters for the capital ones of ASCII.
+std::string lowered(std::string_view text);
+
 /// Moves the elements of `tail` to the end of `list`.
 template <class Element>
 void append(std::vector<Element>& list, std::vector<Element> tail) {
@@ -20,6 +23,9 @@ void append(std::vector<Element>& list, std::vector<Element> tail) {
 }
 
 std::string join(const std::vector<std::string>& parts, std::string_view separator);
+
+/// What is before the last "/" of a path: "/" of "/a", "" of "a".
+std::string directoryOf(std::string_view path);
 
 /// Splits at every separator; "a::b" at ':' gives three parts, "" gives one empty part.
 std::vector<std::string> split(std::string_view text, char separator);

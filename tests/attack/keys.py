@@ -31,7 +31,7 @@ def card(owner, **more):
 
 
 AGENT = card("agent")
-# As the seed of this project and many others do it: the key is where programs like it best.
+# As the earlier sandbox and many others do it: the key is where programs like it best.
 NAIVE = card("naive", api_key_delivery="credential", environment={"ANTHROPIC_KEY": KEYS["naive"]},
              command=["sh", "-c", "env; sleep infinity; :", KEYS["naive"]])
 NAIVE_UNIT = MachineGuard("no key in the unit", dropin=f"Environment=ANTHROPIC_KEY={KEYS['naive']}\n")

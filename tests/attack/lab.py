@@ -29,7 +29,7 @@ NAMESERVER = "192.0.2.53"
 LISTED, EVIL = "192.0.2.10", "192.0.2.66"
 LAN_HOST, LAN_DEVICE, METADATA = "10.9.0.1", "10.9.0.2", "169.254.169.254"
 SQUID_CONF = pathlib.Path("/run/agentmachine/proxy/squid.conf")
-PROXY_UNIT = "agentmachine-proxy.service"
+PROXY_UNIT, FILTER_UNIT = "agentmachine-proxy.service", "agentmachine-filter.service"
 CONF = pathlib.Path("/etc/agentmachine/agentmachine.conf")
 WORK = pathlib.Path("/var/tmp/agentmachine-attack")
 TOOLS = "/workspace/.tools/"
@@ -426,6 +426,7 @@ class Lab:
         clean()
         self.cleanup.callback(clean)
         WORK.mkdir(mode=0o711)
+        run("systemctl", "mask", "--quiet", "--runtime", "--now", FILTER_UNIT)  # it would put back what is taken away
         # LIBDIR is one of lib, lib64 and lib/x86_64-linux-gnu.
         self.tools = [*glob.glob("/usr/lib*/agentmachine/tests/*"), *glob.glob("/usr/lib/*/agentmachine/tests/*"), "/usr/bin/busybox"]
         if not any(path.endswith("/wire") for path in self.tools):
@@ -601,4 +602,6 @@ def clean():
     if made:
         run("systemctl", "daemon-reload")
         run("systemctl", "reload-or-restart", "agentmachine-network.service")
+        run("systemctl", "unmask", "--quiet", "--runtime", FILTER_UNIT)
+        run("systemctl", "start", FILTER_UNIT)
         run("systemctl", "restart", PROXY_UNIT)

@@ -6,6 +6,7 @@ Prints "ok NAME" or "not ok NAME - WHY".
 import json
 import os
 import pathlib
+import re
 import resource
 import socket
 import ssl
@@ -17,7 +18,8 @@ import time
 
 import yaml
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'proxy'))
+TOP = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(TOP / 'tests/proxy'))
 import world  # noqa: E402  the servers, the resolver and the certificate authority of the machines' proxy's test
 
 AGENT, UID = sys.argv[1], 65531
@@ -49,6 +51,13 @@ def mount_over(source, target):
     pathlib.Path(target).mkdir(parents=True, exist_ok=True)
     world.run('mount', '--bind', str(source), str(target))
 
+
+# The version that is named everywhere is the one that is tested here and in the lab.
+version = world.run('squid', '-v').split('Version ')[1].split()[0]
+named = set()
+for name in ('src/export/names.h', 'doc/kubernetes.md', 'nix/module.nix', 'tests/lab/make-images', *map(str, (TOP / 'images/squid').iterdir())):
+    named.update(re.findall(r'agentmachine-squid:([\w.]+)', (TOP / name).read_text()))
+verdict('export-proxy-version', named == {version}, f'{named} is named, {version} is tested')
 
 card = directory / 'card.json'
 put(card, json.dumps(CARD))

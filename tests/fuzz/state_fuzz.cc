@@ -17,12 +17,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size == 0) return 0;
   const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
   try {
-    if (data[0] % 3 == 0) {
+    if (data[0] % 4 == 0) {
       const auto allocation = parseAllocation(text);
       require(parseAllocation(toJson(allocation)) == allocation);
-    } else if (data[0] % 3 == 1) {
+    } else if (data[0] % 4 == 1) {
       writeFileAtomically(directory + "/run.json", text, 0600);
       if (const auto record = readRunRecord(directory)) writeRunRecord(directory, *record);
+    } else if (data[0] % 4 == 3) {
+      writeFileAtomically(directory + "/oom-kills.json", text, 0600);
+      (void)readOomKills(directory);
     } else {
       writeFileAtomically(directory + "/end.json", text, 0600);
       if (const auto record = readEndRecord(directory)) writeEndRecord(directory, *record);

@@ -55,4 +55,13 @@ void expectGolden(const std::filesystem::path& expected, std::string_view actual
   EXPECT_EQ(*content, actual) << expected << "; AGENTMACHINE_TEST_ACCEPT=1 rewrites it";
 }
 
+void expectTable(const std::filesystem::path& document, std::string_view table) {
+  constexpr std::string_view beginning = "<!-- begin of the table -->\n", end = "<!-- end of the table -->";
+  const std::string text = readFile(document, maxGoldenBytes);
+  const auto from = text.find(beginning) + beginning.size(), to = text.find(end);
+  ASSERT_LT(from, to) << document;
+  ASSERT_NE(to, std::string::npos) << document;
+  expectGolden(document, text.substr(0, from) + std::string(table) + text.substr(to));
+}
+
 }  // namespace agentmachine

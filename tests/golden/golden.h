@@ -19,6 +19,9 @@ void forEachCase(const std::string& suite, const std::filesystem::path& folder,
 /// Fails unless `actual` is what the file holds.
 void expectGolden(const std::filesystem::path& expected, std::string_view actual);
 
+/// Fails unless `table` is what stands in the document between its two comments that name begin and end.
+void expectTable(const std::filesystem::path& document, std::string_view table);
+
 // The suites, each in its own file; main.cc registers them. `root` is tests/golden.
 void registerCardGoldens(const std::filesystem::path& root);
 void registerExportGoldens(const std::filesystem::path& root);

@@ -43,11 +43,9 @@ TEST(Metrics, AreWhatPrometheusReads) {
   ada.tasks = 12;
   ada.ttlRemaining = std::chrono::seconds(3599);
   ada.workspace = SpaceUsage{.bytes = 4096, .limitBytes = 1'073'741'824};
-  metrics.usage["ada"] = {.cpuMicroseconds = 1'500'000,
-                          .memoryPeakBytes = 234'567'890,
-                          .oomKills = 1,
-                          .readBytes = 8192,
-                          .writtenBytes = 16384};
+  metrics.usage["ada"] = {
+      .cpuMicroseconds = 1'500'000, .memoryPeakBytes = 234'567'890, .readBytes = 8192, .writtenBytes = 16384};
+  metrics.oomKills = {{"ada", 1}, {"bob", 0}};
   addRequest(metrics, "ada", "proxy", "listed", 200, "pypi.org:443");
   addRequest(metrics, "ada", "proxy", "listed", 200, "GET,HEAD .debian.org:80");
   addRequest(metrics, "ada", "proxy", "host-not-listed", 407);

@@ -1,6 +1,9 @@
 // Golden tests of plans: CASE/card.json on a host that is always the same gives CASE's plan or its refusal.
 #include "plan/plan.h"
 
+#include <format>
+#include <tuple>
+
 #include <gtest/gtest.h>
 
 #include "golden.h"
@@ -123,6 +126,38 @@ TEST(PlanOnHost, AMachineKeepsWhatItWasGiven) {
   Host host = agentmachine::host();
   const Card card = host.machines.at("neighbour").card;
   EXPECT_NE(describe(planCreate(card, host)).find("sha256-" + std::string(64, '0')), std::string::npos);
+}
+
+TEST(PlanOnHost, OfAnotherNetworkAMachineGetsAnotherAddress) {
+  Host host = agentmachine::host();
+  const Card card = host.machines.at("neighbour").card;
+  const auto plan = [&](const char* gateway, unsigned prefixLength) {
+    host.settings.gateway = Ipv4::parse(gateway).value();
+    host.settings.prefixLength = prefixLength;
+    return describe(planCreate(card, host));
+  };
+  for (const auto& [gateway, prefixLength, address] : {std::tuple{"10.99.0.1", 16U, "10.99.0.2"},
+                                                       {"10.213.0.2", 16U, "10.213.0.1"},
+                                                       {"10.213.0.9", 29U, "10.213.0.10"}}) {
+    const auto text = plan(gateway, prefixLength);
+    EXPECT_NE(text.find(std::format("\"address\": \"{}\"", address)), std::string::npos) << text;
+    EXPECT_TRUE(text.starts_with("remove /run/agentmachine/policy/10.213.0.2\n")) << text;
+  }
+  const auto text = plan("10.213.0.1", 24);
+  EXPECT_NE(text.find("\"address\": \"10.213.0.2\""), std::string::npos) << text;
+  EXPECT_EQ(text.find("remove "), std::string::npos) << text;
+}
+
+TEST(PlanOnHost, NoTwoAddressesHaveOnePort) {
+  Settings settings;
+  const auto port = [&](const char* address) {
+    return hostInterface(settings, Ipv4::parse(address).value());
+  };
+  EXPECT_EQ(port("10.213.1.5"), "am-261");
+  settings.prefixLength = 24;
+  EXPECT_EQ(port("10.213.0.5"), "am-5");
+  EXPECT_EQ(port("10.213.1.5"), "am-181731589");
+  EXPECT_LE(port("255.255.255.255").size(), 15U);
 }
 
 TEST(PlanOnHost, ALimitOfTheWorkspaceIsKeptMovedAndTakenBack) {

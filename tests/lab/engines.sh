@@ -1,6 +1,10 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2154,SC2034
 # For the suites of the engines that cards are exported to, after lib.sh: what an agent there must find, and how it is
 # looked at from outside.
+
+# The command of a card whose agent takes a second to end.
+takesItsTime=$(jq -nc '["sh", "-c",
+  "trap \"sleep 0.5; sleep 0.5; echo ended >/workspace/ended; exit\" TERM; while :; do sleep 0.2; done"]')
 
 # What listens on all addresses of the host, as much of it does.
 listener=lab-listener.service

@@ -150,12 +150,15 @@ attackPart() {
     --sample "${LAB_SEED:-$(date +%F)}" --seconds "${LAB_ATTACK_SECONDS:-200}" </dev/null 2>&1
 }
 suitePart() {
-  local suite=/srv/agentmachine/tests/lab/suites/$1 status=0
-  $here/vm.py run "$suite" "${@:2}" </dev/null 2>&1 || status=$?
-  # This one cuts the power, which ends the command with 125, and looks again after the boot.
-  [[ $1 == reboot && $status -eq 125 ]] || return $status
-  up
-  $here/vm.py run "$suite" again </dev/null 2>&1
+  local suite=(env "LAB_SEED=${LAB_SEED:-$(date +%F)}" "/srv/agentmachine/tests/lab/suites/$1") status=0
+  $here/vm.py run "${suite[@]}" "${@:2}" 2>&1 || status=$?
+  # This one takes the host down, which ends the command with 125, and looks again after the boot.
+  while [[ $1 == reboot && $status -eq 125 ]]; do
+    status=0
+    up
+    $here/vm.py run "${suite[@]}" again 2>&1 || status=$?
+  done
+  return $status
 }
 
 # part NAME CMD…: runs one part, counts its lines, shows them all only if one failed.
@@ -201,7 +204,7 @@ warmUp() {
 # leftOut: of suites that take minutes each, those that today's sample is without; LAB_SEED repeats one.
 leftOut() {
   local seed=${LAB_SEED:-$(date +%F)} kind name
-  for kind in '1 bwrap kube-play podman podman-user' '1 concurrency kill-points pools reboot soak'; do
+  for kind in '1 bwrap kube-play podman podman-user' '1 concurrency pools reboot' '1 kill-points soak'; do
     for name in ${kind#* }; do echo "$(hash <<<"$seed $name") $name"; done | sort | tail -n "+$((${kind%% *} + 1))" | cut -d ' ' -f 2
   done
 }
@@ -230,7 +233,7 @@ testParts() {
       lint | tidy | unit | golden | export | nix | image | asan | fuzz) [[ $name == lint ]] || build; part "$name" "${name}Part" || : ;;
       attack) up; part attack attackPart || vmJournal ;;
       lab) up; part lab labPart || vmJournal ;;
-      *) up; part "$name" suitePart "$name" || vmJournal ;;
+      *) up; part "$name" suitePart "$name" </dev/null || vmJournal ;;
     esac
   done
   echo "$passed passed, $failed failed"
@@ -248,12 +251,14 @@ conditions() {
 }
 
 # reliability [SUITE…] [SIZE=N…]: the suites of which ./lab test runs a sample, in full or in these sizes. What each printed
-# and how long it took is kept in tests/reliability/, with the revision; kill-points by command, for it takes hours.
+# and how long it took is kept in tests/reliability/, with the revision; kill-points by command, for it takes hours: on a
+# revision that is committed, what was interrupted goes on where it was.
 reliability() {
-  local word name conditions line out start status=0
-  local -A size=([points]=all [events]=5 [processes]=50 [seconds]=300 [ports]=1023 [machines]=20 [cycles]=1000)
+  local word name conditions before line out start status=0
+  local -A size=([points]=all [events]=6 [processes]=50 [seconds]=300 [ports]=1023 [machines]=20 [cuts]=5 [cycles]=1000)
   local -A arguments
-  local suites=(concurrency reboot pools soak) commands=(create start stop rm allow ttl repair prepare attach release) named=()
+  local suites=(concurrency reboot pools soak) commands named=()
+  mapfile -t commands < <(sed -n "/^table='/,/'$/s/^\([a-z-]\+\) .*/\1/p" $here/suites/kill-points)
   for name in "${commands[@]}"; do suites+=("kill-points-$name"); done
   for word in "$@"; do
     if [[ $word == kill-points ]]; then
@@ -268,24 +273,34 @@ reliability() {
     fi
   done
   [[ ${#named[@]} -gt 0 ]] || named=("${suites[@]}")
-  arguments=([concurrency]="${size[processes]} ${size[seconds]}s" [reboot]=${size[machines]} [soak]=${size[cycles]}
-    [pools]="full ${size[ports]}")
+  arguments=([concurrency]="${size[processes]} ${size[seconds]}s" [reboot]="${size[machines]} ${size[cuts]}"
+    [soak]=${size[cycles]} [pools]="full ${size[ports]}")
   for name in "${commands[@]}"; do arguments[kill-points-$name]="$name ${size[points]} ${size[events]}"; done
   up
   # As it is now: what is edited while this runs is not what ran.
   conditions=$(conditions ':!tests/reliability')
   for name in "${named[@]}"; do
-    start=$SECONDS out=$LAB_STATE/reliability-$name.txt
+    start=$SECONDS out=$LAB_STATE/reliability-$name.txt before=/dev/null
     read -ra line <<<"${arguments[$name]}"
+    if [[ $name != kill-points-* || $conditions == *-dirty* ]] || ! grep -sqxF "# $conditions" "$out"; then
+      rm -f "$out.before"
+    elif [[ $(head -n 1 "$out") == "# kill-points ${line[*]}" ]] && grep -q '^# took ' "$out" && ! grep -q '^not ok ' "$out"; then
+      echo "lab: $out has the result of $name on this revision"
+      continue
+    else
+      cat "$out" >>"$out.before"
+      before=$out.before
+    fi
     up
     {
       echo "# ${name%"-${line[0]}"} ${line[*]}"
       echo "# $conditions"
-      suitePart "${name%"-${line[0]}"}" "${line[@]}" </dev/null || { [[ $? -lt 2 ]] || echo "not ok $name - ended early"; }
+      [[ $before == /dev/null ]] || line+=(again)
+      suitePart "${name%"-${line[0]}"}" "${line[@]}" <"$before" || { [[ $? -lt 2 ]] || echo "not ok $name - ended early"; }
       echo "# took $((SECONDS - start)) s"
     } 2>&1 | tee "$out"
     mkdir -p /src/tests/reliability
-    cp "$out" "/src/tests/reliability/$name.txt"
+    grep -v '^+ ' "$out" >"/src/tests/reliability/$name.txt"
     ! grep -q '^not ok ' "$out" || status=1
   done
   return $status

@@ -26,15 +26,17 @@ let
       )
     );
   show = value: if builtins.isString value then value else builtins.toJSON value;
-  lines = prefix: set: lib.concatStrings (lib.mapAttrsToList (name: value: "${prefix}${name}: ${show value}\n") set);
+  lines = set: lib.concatStrings (lib.mapAttrsToList (name: value: "${name}: ${show value}\n") set);
+  # Without what nobody set.
+  said = lib.filterAttrs (_: value: !builtins.elem value [ "" [ ] { } "asDropinIfExists" "/var/empty" ]);
   section = title: text: "== ${title}\n${text}";
   etc = lib.concatStrings (
-    lib.mapAttrsToList (name: file: section "/etc/${name}" (file.text or file.source.text or "${file.source}\n")) config.environment.etc
+    lib.mapAttrsToList (name: file: section "/etc/${name}" (if file.text != null then file.text else file.source.text or "${file.source}\n")) config.environment.etc
   );
   services = lib.concatStrings (
     lib.mapAttrsToList (
       name: service:
-      section "${name}.service" (lines "" (lib.filterAttrs (_: value: value != "" && value != [ ] && value != { }) service))
+      section "${name}.service" (lines (said service))
     ) config.systemd.services
   );
 in
@@ -44,12 +46,17 @@ nameOnly (
   else
     etc
     + services
-    + lib.concatStrings (lib.mapAttrsToList (name: timer: section "${name}.timer" (lines "" timer)) config.systemd.timers)
-    + section "tmpfiles" (lib.concatMapStrings (rule: rule + "\n") config.systemd.tmpfiles.rules)
-    + section "users" (lines "" config.users.users)
+    + lib.concatStrings (lib.mapAttrsToList (name: timer: section "${name}.timer" (lines timer)) config.systemd.timers)
+    + lib.concatStrings (lib.mapAttrsToList (name: socket: section "${name}.socket" (lines socket)) config.systemd.sockets)
+    + section "tmpfiles" (
+      lib.concatStrings (
+        lib.mapAttrsToList (path: { d }: "d '${path}' ${d.mode} ${d.user} ${d.group}\n") config.systemd.tmpfiles.settings.agentmachine-nixos
+      )
+    )
+    + section "users" (lines (lib.mapAttrs (_: user: lib.filterAttrs (_: value: value != false) (said user)) config.users.users))
     + lib.concatStrings (
       lib.mapAttrsToList (name: file: section "manifest ${name} of K3s" file.source.text) config.services.k3s.manifests
     )
-    + section "firewall" (lines "" config.networking.firewall.interfaces)
+    + section "firewall" (lines config.networking.firewall.interfaces)
     + section "other networks" "${show config.networking.dhcpcd.denyInterfaces}\n${show config.networking.networkmanager.unmanaged}\n"
 )

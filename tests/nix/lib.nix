@@ -44,6 +44,9 @@ let
       in
       replaceStrings (letters "abcdefghijklmnopqrstuvwxyz") (letters "ABCDEFGHIJKLMNOPQRSTUVWXYZ");
     toInt = text: builtins.fromJSON text;
+    inherit (builtins) replaceStrings;
+    attrVals = names: set: map (name: set.${name}) names;
+    importTOML = file: builtins.fromTOML (builtins.readFile file);
     importJSON = file: builtins.fromJSON (builtins.readFile file);
     makeBinPath = packages: concatStringsSep ":" (map (package: "${package}/bin") packages);
     literalExpression = text: { _type = "literalExpression"; inherit text; };
@@ -53,10 +56,16 @@ let
     };
     licenses.asl20 = "Apache-2.0";
     licenses.mit = "MIT";
+    sourceTypes.binaryNativeCode = "binaryNativeCode";
     platforms.linux = [ "x86_64-linux" ];
 
     mkOption = option: option // { _type = "option"; };
-    mkEnableOption = what: mkOption { type = types.bool; default = false; description = "Whether to enable ${what}."; };
+    mkEnableOption =
+      what: mkOption { type = types.bool; default = false; example = true; description = "Whether to enable ${what}."; };
+    mkPackageOption =
+      pkgs: name:
+      { extraDescription ? "" }:
+      mkOption { type = types.package; default = pkgs.${name}; description = "The ${name} package to use. ${extraDescription}"; };
     mkIf = condition: content: { _type = "if"; inherit condition content; };
     mkOverride = priority: content: { _type = "override"; inherit priority content; };
     mkDefault = mkOverride 1000;
@@ -89,7 +98,7 @@ let
         int = one "signed integer" isInt;
         str = one "string" isString;
         anything = one "anything" (_: true);
-        package = one "package" (value: isDerivation value || (isString value && hasPrefix builtins.storeDir value));
+        package = { name = "package"; } // one "package" (value: isDerivation value || (isString value && hasPrefix builtins.storeDir value));
         path = one "absolute path" (value: isPath value || isDerivation value || (isString value && hasPrefix "/" value));
         ints.between = least: most: one "integer between ${toString least} and ${toString most} (both inclusive)" (value: isInt value && value >= least && value <= most);
         port = one "16 bit unsigned integer; between 0 and 65535 (both inclusive)" (value: isInt value && value >= 0 && value <= 65535);
@@ -97,6 +106,7 @@ let
         strMatching = pattern: one "string matching the pattern ${pattern}" (value: isString value && match pattern value != null);
         listOf = element: {
           description = "list of ${element.description}";
+          getSubOptions = element.getSubOptions or (_: { });
           check = isList;
           merge =
             loc: values:
@@ -107,6 +117,7 @@ let
         };
         nullOr = element: {
           description = "null or ${element.description}";
+          getSubOptions = element.getSubOptions or (_: { });
           check = value: value == null || element.check value;
           merge = loc: values: if all (value: value == null) values then null else element.merge loc (filter (value: value != null) values);
         };
@@ -122,6 +133,7 @@ let
         };
         attrsOf = element: {
           description = "attribute set of ${element.description}";
+          getSubOptions = element.getSubOptions or (_: { });
           check = isAttrs;
           merge =
             loc: values:
@@ -142,6 +154,7 @@ let
         };
         submodule = module: {
           description = "submodule";
+          getSubOptions = prefix: (evalModules { inherit prefix; specialArgs.name = "<name>"; modules = [ module ]; }).options;
           check = value: isAttrs value || isFunction value;
           merge =
             loc: values:

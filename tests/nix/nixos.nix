@@ -1,4 +1,4 @@
-# The options of NixOS that nix/module.nix sets or asks, as far as it does.
+# The options of NixOS that nix/module.nix sets or asks, as far as it does, with the types they have there.
 { lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -8,20 +8,22 @@ let
       inherit type default;
       description = "of NixOS";
     };
-  anything = types.attrsOf types.anything;
-  service = types.submodule {
-    options =
-      lib.genAttrs [ "description" "overrideStrategy" "script" ] (_: option types.str "")
-      // lib.genAttrs [ "after" "wants" "requires" "wantedBy" "documentation" "restartTriggers" ] (_: option (types.listOf types.anything) [ ])
-      // {
-        path = option (types.listOf types.package) [ ];
-        environment = option (types.attrsOf types.str) { };
-        serviceConfig = option anything { };
-        unitConfig = option anything { };
-        reloadIfChanged = option types.bool false;
-        restartIfChanged = option types.bool true;
-      };
-  };
+  given =
+    type:
+    mkOption {
+      inherit type;
+      description = "of NixOS";
+    };
+  setOf = options: option (types.attrsOf (types.submodule { inherit options; })) { };
+  strings = option (types.listOf types.str) [ ];
+  unitSection = option (types.attrsOf (
+    types.oneOf [
+      types.bool
+      types.int
+      types.str
+      (types.listOf types.str)
+    ]
+  )) { };
 in
 {
   options = {
@@ -32,18 +34,44 @@ in
       builder = "none";
     });
     environment.systemPackages = option (types.listOf types.package) [ ];
-    environment.etc = option (types.attrsOf anything) { };
+    environment.etc = setOf {
+      text = option (types.nullOr types.str) null;
+      source = option (types.nullOr types.path) null;
+    };
     systemd.packages = option (types.listOf types.package) [ ];
-    systemd.services = option (types.attrsOf service) { };
-    systemd.timers = option (types.attrsOf anything) { };
+    systemd.services = setOf (
+      lib.genAttrs [ "description" "script" ] (_: option types.str "")
+      // lib.genAttrs [ "after" "wants" "requires" "wantedBy" "documentation" ] (_: strings)
+      // {
+        overrideStrategy = option (types.enum [ "asDropinIfExists" "asDropin" ]) "asDropinIfExists";
+        restartTriggers = option (types.listOf types.anything) [ ];
+        path = option (types.listOf types.package) [ ];
+        environment = option (types.attrsOf types.str) { };
+        serviceConfig = unitSection;
+        unitConfig = unitSection;
+        reloadIfChanged = option types.bool false;
+        restartIfChanged = option types.bool true;
+      }
+    );
+    systemd.timers = setOf { wantedBy = strings; };
+    systemd.sockets = setOf { listenStreams = strings; wantedBy = strings; };
     systemd.tmpfiles.packages = option (types.listOf types.package) [ ];
-    systemd.tmpfiles.rules = option (types.listOf types.str) [ ];
-    users.users = option (types.attrsOf anything) { };
-    users.groups = option (types.attrsOf anything) { };
-    networking.firewall.interfaces = option (types.attrsOf anything) { };
-    networking.dhcpcd.denyInterfaces = option (types.listOf types.str) [ ];
-    networking.networkmanager.unmanaged = option (types.listOf types.str) [ ];
+    systemd.tmpfiles.settings = option (types.attrsOf (
+      types.attrsOf (types.attrsOf (types.submodule { options = lib.genAttrs [ "mode" "user" "group" ] (_: given types.str); }))
+    )) { };
+    users.users = setOf {
+      isSystemUser = option types.bool false;
+      isNormalUser = option types.bool false;
+      group = option types.str "";
+      home = option types.path "/var/empty";
+      description = option types.str "";
+    };
+    users.groups = setOf { };
+    networking.firewall.interfaces = setOf { allowedTCPPorts = option (types.listOf types.port) [ ]; };
+    networking.dhcpcd.denyInterfaces = strings;
+    networking.networkmanager.unmanaged = strings;
     services.k3s.enable = option types.bool false;
-    services.k3s.manifests = option (types.attrsOf anything) { };
+    services.k3s.role = option (types.enum [ "server" "agent" ]) "server";
+    services.k3s.manifests = setOf { source = given types.path; };
   };
 }

@@ -19,13 +19,16 @@ let
   named = name: package name { };
   pkgs =
     lib.genAttrs [
-      "bash" "bashInteractive" "cacert" "clang-tools" "cli11" "coreutils" "curl" "dash" "dbus" "diffutils" "gitMinimal"
+      "bash" "bashInteractive" "runtimeShellPackage" "e2fsprogs" "util-linux" "cacert" "clang-tools" "cli11" "coreutils" "curl" "dash" "dbus" "diffutils" "gitMinimal"
       "gnugrep" "gnused" "libseccomp" "gnutar" "gtest" "iproute2" "libarchive" "makeBinaryWrapper" "meson" "nftables" "ninja"
-      "nixfmt-rfc-style" "nlohmann_json" "opencode" "openssl" "perl" "pkg-config" "python3" "ripgrep" "sdbus-cpp_2"
+      "nixfmt-rfc-style" "nlohmann_json" "openssl" "perl" "pkg-config" "python3" "ripgrep" "sdbus-cpp_2"
       "prometheus-cpp" "shellcheck" "spdlog" "squashfs-tools-ng" "squid" "systemd" "tomlplusplus" "yaml-cpp" "autoPatchelfHook"
     ] named
     // {
       inherit lib pkgs;
+      opencode = package "opencode" {
+        meta = { description = "of nixpkgs"; license = lib.licenses.mit; mainProgram = "opencode"; platforms = lib.platforms.linux; };
+      };
       glibc = package "glibc" { static = named "glibc-static"; };
       python3Packages.docutils = named "docutils";
       stdenv = {
@@ -37,8 +40,21 @@ let
       };
       runtimeShell = "/bin/sh";
       fetchurl = { url, hash }: package (baseNameOf url) { };
+      # TOML's strings, numbers, booleans and lists of them are JSON's, too.
+      formats.toml = _: {
+        type = lib.types.attrsOf (
+          lib.types.oneOf [ lib.types.bool lib.types.int lib.types.str (lib.types.listOf lib.types.str) ]
+        );
+        generate =
+          name: values:
+          let
+            # In what order definitions are merged is not ours.
+            sorted = value: if builtins.isList value then builtins.sort builtins.lessThan value else value;
+          in
+          package name { text = lib.concatStrings (lib.mapAttrsToList (key: value: "${key} = ${builtins.toJSON (sorted value)}\n") values); };
+      };
       writeText = name: text: package name { inherit text; };
-      runCommand = name: env: script: package name (env.passthru or { } // { text = env.card.text or script; });
+      runCommand = name: env: script: package name (env.passthru or { } // { text = env.card.text or env.settings.text or script; });
       closureInfo = { rootPaths }: named "closure-info";
       mkShell = { inputsFrom, packages }: builtins.seq (map toString (inputsFrom ++ packages)) (named "shell");
       callPackage =
@@ -53,14 +69,19 @@ let
           node = lib.evalModules {
             modules = [
               ./nixos.nix
-              { options.virtualisation = lib.mkOption { type = lib.types.attrsOf lib.types.anything; default = { }; }; }
-              { options.nixpkgs = lib.mkOption { type = lib.types.attrsOf lib.types.anything; default = { }; }; }
+              # The test's own packages are set there, so `nixpkgs` takes no other definition: it isn't an option here.
+              {
+                options.virtualisation = {
+                  memorySize = lib.mkOption { type = lib.types.int; };
+                  diskSize = lib.mkOption { type = lib.types.int; };
+                };
+              }
               test.nodes.machine
             ];
             specialArgs = { inherit pkgs; };
           };
         in
-        builtins.deepSeq node.config.services.agentmachine.settings (package test.name { text = test.testScript; });
+        builtins.deepSeq [ node.config.services.agentmachine.settings node.config.virtualisation ] (package test.name { text = test.testScript; });
     };
 in
 pkgs

@@ -263,6 +263,8 @@ def test_upstream_tls(world):
     equal("the host's own Ollama is reached", world.get("gamma", "/models", w.BROKER).body, b"from ollama")
     check("without a key", not world.ollama.last().all("authorization"))
     world.policy("gamma", ["plain.fake.test:80"], {"upstream": "https://llm.fake.test", "key_header": "authorization"})
+    equal("a key that was delivered for another provider goes to no other", world.get("gamma", "/models", w.BROKER).status, 403)
+    check("which is not asked", world.llm.last() is None)
     (world.directory / "keys" / w.MACHINES["gamma"]).unlink()
     equal("without its key the provider is not asked", world.get("gamma", "/models", w.BROKER).status, 403)
     equal("which hinders nothing else", world.get("gamma", "http://plain.fake.test/").status, 200)

@@ -1,8 +1,11 @@
-// For the network test: prints what the renderers make of a settings file.
+// For tests: prints what the renderers make of a settings file.
 #include <iostream>
+#include <set>
 #include <vector>
 
+#include "card/card.h"
 #include "plan/nftables.h"
+#include "plan/plan.h"
 #include "plan/squid.h"
 #include "util/error.h"
 #include "util/file.h"
@@ -10,10 +13,32 @@
 namespace agentmachine {
 namespace {
 
+/// What `agentmachine plan` prints, on a host that is always the same and has what the card asks for.
+std::string plan(const Settings& settings, const std::string& path) {
+  const auto card = parseCard(readFile(path, maxCardBytes), CardFormat::json);
+  if (!card) throw Error(describe(path, card.error()));
+  std::set<std::string> packages;
+  for (const auto& package : card->packages) packages.insert(package.str());
+  const Host host{.settings = settings,
+                  .program = settings.program.value_or("/usr/bin/agentmachine"),
+                  .init = settings.init.value_or("/usr/libexec/agentmachine/agentmachine-init"),
+                  .images = {{.digest = "sha256-" + std::string(64, '1'), .packages = packages}},
+                  .workspaces = {{card->workspace.str(),
+                                  {.exists = true,
+                                   .directory = true,
+                                   .owner = {1000, 100},
+                                   .idmappable = true,
+                                   .fileSystem = "ext2/ext3"}}},
+                  .requester = {1000, 100},
+                  .proxyGroup = 989};
+  return describe(planCreate(*card, host));
+}
+
 std::string render(const std::vector<std::string>& arguments) {
   Settings settings = parseSettings(readFile(arguments.at(0), 65536), arguments.at(0));
   const auto& what = arguments.at(1);
   if (what == "nft") return renderNftRuleset(settings);
+  if (what == "plan") return plan(settings, arguments.at(2));
   if (what == "teardown") return renderNftTeardown();
   if (what == "page") return squidErrorPages().at(arguments.at(2));
   if (what == "squid") {

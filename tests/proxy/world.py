@@ -1,7 +1,7 @@
 """A small world in network namespaces of its own: a host with the real squid and nft, machines, an internet.
 
-Nothing outside this process's namespaces is touched. Needs root, python 3.12, squid with OpenSSL, nft, iproute2
-and openssl.
+Nothing outside this process's namespaces is touched. Needs root, python 3.12, squid with OpenSSL, nft, iproute2,
+openssl and the user agentmachine-proxy (units/sysusers).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import threading
 GATEWAY = "10.213.0.1"
 PROXY, BROKER = 3128, 8081
 CONNECTIONS = 500  # what a machine may have, unless a test says otherwise
-SQUID_USER = "proxy"
+SQUID_USER = "agentmachine-proxy"
 MACHINES = {"alpha": "10.213.0.11", "beta": "10.213.0.12", "gamma": "10.213.0.13", "nopolicy": "10.213.0.14"}
 STRANGER = "10.213.0.99"
 # Addresses of the pretended internet (TEST-NET-2), and of things in the host that no machine may reach.
@@ -310,7 +310,7 @@ class World:
 
     def settings(self):
         path = self.directory / "settings.toml"
-        path.write_text(f'proxy_user = "{SQUID_USER}"\nproxy_ca_file = "{self.ca}"\nprivate_hosts = ["lan.fake.test:8443"]\n'
+        path.write_text(f'proxy_ca_file = "{self.ca}"\nprivate_hosts = ["lan.fake.test:8443"]\n'
                         f'parent_proxies = ["http://{PARENT}:3130"]\n')
         return path
 
@@ -357,7 +357,7 @@ class World:
         policy = {"agent": machine, "hosts": hosts, "requests_per_second": rate} | ({"broker": broker} if broker else {})
         self.write("policy", MACHINES[machine], json.dumps(policy))
         if key:
-            self.write("keys", MACHINES[machine], key + "\n")
+            self.write("keys", MACHINES[machine], f"{broker['upstream']} {broker['key_header']}\n{key}\n")
 
     def write(self, directory, name, text):
         temporary = self.directory / "new"

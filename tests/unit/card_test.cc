@@ -32,7 +32,7 @@ std::string onlyProblem(std::string_view text, CardFormat format) {
   return card.error()[0].message;
 }
 
-TEST(Card, DefaultsAreTheSeeds) {
+TEST(Card, DefaultsAreTheEarlierOnes) {
   const Card card = parsed(minimal);
   EXPECT_EQ(card.id.str(), "a");
   EXPECT_EQ(card.apiProvider, ApiProvider::anthropic);
@@ -381,6 +381,30 @@ TEST(Schema, DefaultsAreWhatAbsentFieldsMean) {
   EXPECT_EQ(parsed(spelled.dump()), plain);
   EXPECT_EQ(toJson(plain), toJson(parsed(spelled.dump())));
   EXPECT_GE(defaults, 8u);
+}
+
+TEST(Schema, EveryFieldHasAnExampleThatIsAccepted) {
+  std::size_t examples = 0;
+  const std::function<void(const Json&, const Json::json_pointer&)> look = [&](const Json& node,
+                                                                               const Json::json_pointer& at) {
+    for (const auto& [name, field] : node["properties"].items()) {
+      if (name == "$schema") continue;
+      if (field.contains("properties")) {
+        look(field, at / name);
+        continue;
+      }
+      ASSERT_TRUE(field.contains("examples")) << name;
+      for (const auto& example : field["examples"]) {
+        Json card = Json::parse(minimal);
+        card["api_key_file"] = "/run/secrets/key";  // some fields want it
+        card[at / name] = example;
+        EXPECT_TRUE(parseCard(card.dump(), CardFormat::json).has_value()) << card;
+        ++examples;
+      }
+    }
+  };
+  look(schema(), Json::json_pointer());
+  EXPECT_GE(examples, 25u);
 }
 
 TEST(Schema, EveryTextHasARule) {

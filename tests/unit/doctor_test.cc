@@ -26,12 +26,16 @@ DoctorFacts goodHost() {
                   .userNamespaces = true,
                   .veth = true,
                   .bridge = true,
+                  .bandwidth = true,
+                  .socketDestroy = true,
+                  .loopDevices = true,
                   .clockSynchronized = true};
   facts.squid = "/usr/sbin/squid";
   facts.squidSays = "Squid Cache: Version 6.13\nconfigure options: '--with-openssl'\n";
   facts.directories = {{.path = "/var/lib/agentmachine/machines", .most = 0700, .mode = 040700}};
   facts.units = {unit("agentmachine-network.service"), unit("agentmachine-proxy.service"),
-                 unit("agentmachine-render.service")};
+                 unit("agentmachine-render.service"), unit("agentmachine-filter.service")};
+  facts.units.back().enabled = "static";
   facts.network = {.overlap = "",
                    .bridge = true,
                    .filterRefusal = "",
@@ -110,6 +114,22 @@ TEST(Doctor, ChecksPrograms) {
       facts.squidSays = "Squid Cache: Version 5.7\nconfigure options: '--with-openssl'\n");
 }
 
+TEST(Doctor, TellsNixosUsersOfTheModule) {
+  const auto complaints = without([](DoctorFacts& facts) {
+    facts.nixos = true;
+    facts.systemdVersion = "258.5";
+    facts.missingPrograms = {{"nft", "nftables"}};
+    facts.squidSays.reset();
+    facts.network.filterRefusal = "no such table";
+    facts.kernel.clockSynchronized = false;
+  });
+  EXPECT_FALSE(complaints.contains("apt-get")) << complaints;
+  EXPECT_TRUE(
+      complaints.contains("there is no program nft | set services.agentmachine.enable, which brings it; "
+                          "then: nixos-rebuild switch"))
+      << complaints;
+}
+
 TEST(Doctor, ChecksUsersAndDirectories) {
   EXPECT_COMPLAINT("problem fix users: there is no user \"agentmachine-proxy\" | systemd-sysusers",
                    facts.missingUsers = {"agentmachine-proxy"});
@@ -152,6 +172,17 @@ TEST(Doctor, ChecksTheKernel) {
   EXPECT_COMPLAINT(
       "problem kernel: no bridge can be made | modprobe bridge, or boot a kernel with CONFIG_BRIDGE",
       facts.kernel.bridge = false);
+  EXPECT_COMPLAINT(
+      "warning kernel: the bandwidth of an interface can't be limited | modprobe sch_tbf, or boot a kernel "
+      "with "
+      "CONFIG_NET_SCH_TBF",
+      facts.kernel.bandwidth = false);
+  EXPECT_COMPLAINT(
+      "warning kernel: connections of others can't be cut | boot a kernel with CONFIG_INET_DIAG_DESTROY",
+      facts.kernel.socketDestroy = false);
+  EXPECT_COMPLAINT(
+      "warning kernel: there are no loop devices | modprobe loop, or boot a kernel with CONFIG_BLK_DEV_LOOP",
+      facts.kernel.loopDevices = false);
 }
 
 TEST(Doctor, ChecksControlGroups) {
@@ -188,6 +219,10 @@ TEST(Doctor, ChecksUnits) {
       "problem fix units: agentmachine-render.service is not running (failed) | systemctl enable --now "
       "agentmachine-render.service",
       facts.units[2].active = "failed");
+  EXPECT_COMPLAINT(
+      "problem fix units: agentmachine-filter.service is not running (inactive) | systemctl enable --now "
+      "agentmachine-filter.service",
+      facts.units[3].active = "inactive");
   EXPECT_EQ("", without([](DoctorFacts& facts) { facts.units[2].active = "inactive"; }))
       << "no machines at the last boot";
 }
@@ -207,7 +242,8 @@ TEST(Doctor, ChecksTheNetwork) {
   EXPECT_COMPLAINT(
       "problem packet-filter: the packet filter can't be loaded: nft: no | boot a kernel with "
       "CONFIG_NF_TABLES, "
-      "CONFIG_NF_TABLES_BRIDGE and CONFIG_NF_TABLES_INET, and: apt-get install nftables",
+      "CONFIG_NF_TABLES_BRIDGE, CONFIG_NF_TABLES_INET and CONFIG_NFT_CONNLIMIT, and: apt-get install "
+      "nftables",
       facts.network.filterRefusal = "nft: no");
   EXPECT_COMPLAINT(
       "problem fix packet-filter: the packet filter is not in place: an nft table \"agentmachine\" is "
@@ -295,9 +331,8 @@ TEST(Doctor, ChecksMachines) {
       "agentmachine-render.service",
       facts.machines[0].altered = {"/run/a"});
   EXPECT_COMPLAINT(
-      "problem machines: machine agent-ada runs, and the packet filter does not know it | agentmachine "
-      "restart "
-      "ada",
+      "problem fix machines: machine agent-ada runs, and the packet filter does not know it | systemctl "
+      "reload-or-restart agentmachine-network.service",
       facts.machines[0].filterKnows = false);
   EXPECT_EQ("", without([](DoctorFacts& facts) {
               facts.machines[0].running = facts.machines[0].filterKnows = false;

@@ -23,10 +23,10 @@ TEST(Nftables, TakesItsNamesFromTheSettings) {
   settings.bridge = "br-agents";
   settings.gateway = Ipv4{0xc0000201};
   settings.proxyPort = 4128;
-  settings.proxyUser = "squid";
   const auto text = renderNftRuleset(settings);
-  for (const auto* part : {"define BRIDGE = \"br-agents\"\n", "define GATEWAY = 192.0.2.1\n",
-                           "define SERVICES = { 4128, 8081 }\n", "define PROXY_USER = \"squid\"\n"})
+  for (const auto* part :
+       {"define BRIDGE = \"br-agents\"\n", "define GATEWAY = 192.0.2.1\n",
+        "define SERVICES = { 4128, 8081 }\n", "define PROXY_USER = \"agentmachine-proxy\"\n"})
     EXPECT_TRUE(has(text, part)) << part;
 }
 

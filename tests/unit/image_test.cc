@@ -188,8 +188,8 @@ TEST_F(Images, RefusesWhatCouldReachOut) {
   const std::vector<std::pair<std::vector<Entry>, std::string>> cases = {
       {{{"/etc/x"}}, "/etc/x: its path is absolute"},
       {{{"a/../../x"}}, "a/../../x: its path has a \"..\""},
-      {{{"a\nb"}}, "a?b: its name has a control character"},
-      {{{"a\033[2J"}}, "a?[2J: its name has a control character"},
+      {{{"a\nb"}}, "a\\nb: its name has a control character"},
+      {{{"a\033[2J"}}, "a\\u001b[2J: its name has a control character"},
       {{{std::string(256, 'n')}}, std::string(256, 'n') + ": its name is too long"},
       {{{"dev/null", AE_IFCHR, "", 0666, 0, device}}, "dev/null: it is a device node"},
       {{{"dev/sda", AE_IFBLK, "", 0666, 0, device}}, "dev/sda: it is a device node"},

@@ -36,7 +36,19 @@ TEST(End, IsToldInWords) {
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::idle}), "nothing happened in it");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::start}), "did not start");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::shutdown}), "the host was shut down");
-  EXPECT_EQ(describe(std::optional<EndRecord>()), "the host went down under it");
+}
+
+TEST(End, OfARunBeforeIsNotThatOfTheLast) {
+  using std::chrono::sys_seconds, std::chrono::seconds;
+  const RunRecord run{.invocation = "b", .since = sys_seconds(seconds(100))};
+  const auto end = [](const std::string& invocation, int at) {
+    return EndRecord{.invocation = invocation, .at = sys_seconds(seconds(at))};
+  };
+  EXPECT_TRUE(endsAfter(end("b", 200), run));
+  EXPECT_TRUE(endsAfter(end("b", 90), run)) << "the clock was set back";
+  EXPECT_FALSE(endsAfter(end("a", 90), run));
+  EXPECT_FALSE(endsAfter(end("a", 100), run)) << "started again at once";
+  EXPECT_TRUE(endsAfter(end("c", 200), run)) << "a start after it that had no record yet";
 }
 
 TEST(Starts, AreAddedUpAndBegunAnewIfDamaged) {
@@ -54,6 +66,26 @@ TEST(Starts, AreAddedUpAndBegunAnewIfDamaged) {
     EXPECT_THROW(readStartTimes(state), Error) << damaged;
     noteStart(state, 1s);
     EXPECT_EQ(readStartTimes(state).value().sum, 1s) << damaged;
+  }
+  std::filesystem::remove_all(state);
+}
+
+TEST(OomKills, AreAddedUpOnceForEachRun) {
+  std::string state = testing::TempDir() + "/oom-kills-XXXXXX";
+  ASSERT_NE(mkdtemp(state.data()), nullptr);
+  noteOomKills(state, {.invocation = "a"});
+  EXPECT_FALSE(readOomKills(state));
+  noteOomKills(state, {.invocation = "b", .oomKills = 2});
+  noteOomKills(state, {.invocation = "c", .oomKills = 3});
+  noteOomKills(state, {.invocation = "c", .oomKills = 3});
+  noteOomKills(state, {.invocation = "d"});
+  EXPECT_EQ(readOomKills(state).value().sum, 5U);
+  EXPECT_EQ(readOomKills(state).value().lastRun, "c");
+  for (const char* damaged : {"{", R"({"sum": 1})", R"({"sum": "1", "last_run": "c"})"}) {
+    writeFileAtomically(state + "/oom-kills.json", damaged, 0600);
+    EXPECT_THROW(readOomKills(state), Error) << damaged;
+    noteOomKills(state, {.invocation = "c", .oomKills = 1});
+    EXPECT_EQ(readOomKills(state).value().sum, 1U) << damaged;
   }
   std::filesystem::remove_all(state);
 }
@@ -193,6 +225,16 @@ TEST(Repair, TakesAwayWhatAnEndedRunLeft) {
             "unmount /run/agentmachine/workspaces/agent-ada\n");
 }
 
+TEST(Repair, KnowsWhoseRunHadIt) {
+  const Host host = hostWithAda();
+  auto remains = wellKept();
+  remains.running.clear();
+  for (const auto& action : planLeftovers(host, remains, rendered(host)))
+    EXPECT_EQ(whoseRun(action, host), &host.machines.at("ada")) << describe(Plan{action});
+  EXPECT_EQ(whoseRun(Remove{"/run/machines/agent-gone"}, host), nullptr);
+  EXPECT_EQ(whoseRun(StopUnit{"agentmachine-expire@gone.timer"}, host), nullptr);
+}
+
 TEST(Repair, TakesAwayWhatNoMachineHas) {
   const Host host = hostWithAda();
   auto remains = wellKept();
@@ -268,6 +310,15 @@ TEST(Records, ThatADiskSpoiltAreNamedAndKeepNobodyFromAnythingElse) {
     EXPECT_EQ(takeStopReason(state), std::nullopt) << spoilt;
     EXPECT_EQ(readFileIfExists(state + "/stop.json", 1), std::nullopt) << spoilt;
   }
+  // Those of a program before records had a version, and of one to come.
+  writeFileAtomically(
+      state + "/end.json",
+      R"({"invocation": "a", "at": 7, "cause": "ttl", "by": "", "result": "", "code": "", "status": "", "oom_kills": 0})",
+      0600);
+  EXPECT_EQ(readEndRecord(state).value().cause, EndCause::ttl);
+  writeFileAtomically(state + "/end.json", R"({"version": 2, "cause": {}})", 0600);
+  EXPECT_EQ(refusal([&] { readEndRecord(state); }),
+            "read " + state + "/end.json: written by a newer agentmachine (version 2, this one knows 1)");
   for (const char* base : {"0", "1610612737", "-65536", "\"\""})
     EXPECT_NE(refusal([&] {
                 parseAllocation(std::format(

@@ -1,9 +1,14 @@
 // What Prometheus is told.
 #include "observe/metrics.h"
 
+#include <format>
+
 #include <gtest/gtest.h>
 
+#include "observe/scrape.h"
 #include "util/error.h"
+#include "util/fd.h"
+#include "util/pipe.h"
 
 namespace agentmachine {
 namespace {
@@ -42,9 +47,20 @@ TEST(Metrics, AMachineIsInOneState) {
   EXPECT_FALSE(text.contains("cpu_seconds")) << text;
 }
 
+TEST(Metrics, EveryStateIsTold) {
+  EXPECT_EQ(toString(static_cast<MachineState>(machineStates.size())), "") << "machineStates lacks one";
+  for (const auto state : machineStates) {
+    const auto text = renderMetrics({.machines = {machine("a", state)}});
+    EXPECT_TRUE(
+        has(text, std::format(R"(agentmachine_machine_state{{id="a",state="{}"}} 1)", toString(state))))
+        << text;
+  }
+}
+
 TEST(Metrics, UseIsInBaseUnits) {
   Metrics metrics{.machines = {machine("a", MachineState::running)}};
-  metrics.usage["a"] = {.cpuMicroseconds = 1'500'000, .memoryPeakBytes = 7, .oomKills = 2};
+  metrics.usage["a"] = {.cpuMicroseconds = 1'500'000, .memoryPeakBytes = 7};
+  metrics.oomKills["a"] = 2;
   metrics.guards = {{"network", true}, {"proxy", false}};
   const auto text = renderMetrics(metrics);
   EXPECT_TRUE(has(text, R"(agentmachine_machine_cpu_seconds_total{id="a"} 1.5)")) << text;
@@ -120,6 +136,39 @@ TEST(Metrics, RefusalsAreToldApartByAFewRulesAlone) {
   EXPECT_TRUE(has(text, start + R"("a",reason="port-not-listed",rule="host0.example.org:443"} 4)")) << text;
   EXPECT_TRUE(has(text, start + R"("a",reason="port-not-listed",rule="more"} 30)")) << text;
   EXPECT_TRUE(has(text, start + R"("b",reason="port-not-listed",rule="host99.example.org:443"} 1)")) << text;
+}
+
+TEST(Scrape, MetricsAreAtOnePath) {
+  EXPECT_EQ(scrapeStatus("GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:9814\r\n\r\n"), "200 OK");
+  EXPECT_EQ(scrapeStatus("GET /metrics?x=y HTTP/1.0\n\n"), "200 OK");
+  EXPECT_EQ(scrapeStatus("GET / HTTP/1.1\r\n\r\n"), "404 Not Found");
+  EXPECT_EQ(scrapeStatus("GET /metrics/ HTTP/1.1\r\n\r\n"), "404 Not Found");
+  EXPECT_EQ(scrapeStatus("POST /metrics HTTP/1.1\r\n\r\n"), "405 Method Not Allowed");
+  for (const auto* request : {"", "\n\n", "GET\r\n\r\n", "GET /metrics\r\n\r\n", "GET  /metrics HTTP/1.1\n\n",
+                              "GET /metrics HTTP/2\r\n\r\n", "\x16\x03\x01 a b\n\n"})
+    EXPECT_EQ(scrapeStatus(request), "400 Bad Request") << request;
+}
+
+TEST(Scrape, AnAnswerSaysWhatItIs) {
+  EXPECT_EQ(
+      scrapeAnswer("200 OK", "a 1\n"),
+      "HTTP/1.0 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: 4\r\n"
+      "Connection: close\r\n\r\na 1\n");
+  EXPECT_TRUE(scrapeAnswer("405 Method Not Allowed", "").contains("\r\nAllow: GET\r\n"));
+}
+
+TEST(Scrape, ARequestIsReadToItsEmptyLineInTime) {
+  using namespace std::chrono_literals;
+  const auto readOf = [](const std::string& text, bool goesOn, std::chrono::milliseconds time) {
+    auto [reader, writer] = makePipe();
+    EXPECT_EQ(write(writer.get(), text.data(), text.size()), static_cast<ssize_t>(text.size()));
+    if (!goesOn) writer = Fd();
+    return readScrape(reader.get(), time);
+  };
+  EXPECT_EQ(readOf("GET / HTTP/1.1\r\nA: b\r\n\r\n", true, 5s), "GET / HTTP/1.1\r\nA: b\r\n\r\n");
+  EXPECT_THROW(readOf("GET / HTTP/1.1\r\n", true, 1ms), Error);
+  EXPECT_THROW(readOf("GET / HTTP/1.1\r\n", false, 5s), Error);
+  EXPECT_THROW(readOf(std::string(20'000, 'x'), true, 5s), Error);
 }
 
 TEST(Metrics, StartsAreAHistogram) {

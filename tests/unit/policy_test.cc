@@ -103,6 +103,18 @@ TEST(Policy, KeyHeadersAreTheUsualOnesAndTheHosts) {
                          header("x-goog-api-key"), header("x-llm-key")}));
 }
 
+TEST(Key, IsDeliveredForOneProviderAndHeader) {
+  const Broker one{.upstream = url("https://one.example.org/v1"), .keyHeader = header("x-api-key")};
+  const auto content = renderDeliveredKey(one, "sk-1");
+  EXPECT_EQ(deliveredKey(content, one), "sk-1");
+  for (const char* other : {"https://two.example.org/v1", "https://one.example.org/v",
+                            "https://one.example.org", "https://one.example.org:444/v1"})
+    EXPECT_THROW(deliveredKey(content, {.upstream = url(other), .keyHeader = one.keyHeader}), Error) << other;
+  EXPECT_THROW(deliveredKey(content, {.upstream = one.upstream, .keyHeader = header("api-key")}), Error);
+  for (const char* damaged : {"", "sk-1", "https://one.example.org/v1 x-api-key\n"})
+    EXPECT_THROW(deliveredKey(damaged, one), Error) << damaged;
+}
+
 TEST(Key, IsOneLineThatAHeaderCanCarry) {
   EXPECT_EQ(parseKey("sk-1"), "sk-1");
   EXPECT_EQ(parseKey(" sk-1\r\n\n"), "sk-1");
@@ -135,6 +147,11 @@ TEST(Policy, OwnProxyIsNoParent) {
     card.proxy = url(other);
     EXPECT_EQ(policyFor(card, {}).parent, url(other));
   }
+  Settings settings;
+  settings.proxyPort = 4128;
+  for (const auto* own : {"http://127.0.0.1:3128", "http://127.0.0.1:4128", "http://10.213.0.1:4128"})
+    EXPECT_TRUE(isOwnProxy(url(own), settings)) << own;
+  EXPECT_FALSE(isOwnProxy(url("http://10.213.0.1:3128"), settings));
 }
 
 TEST(Policy, HasTheCardsRate) {

@@ -1,11 +1,19 @@
 #include <csignal>
 #include <filesystem>
+#include <format>
+#include <fstream>
+#include <optional>
+#include <thread>
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 
 #include "util/error.h"
+#include "util/fd.h"
 #include "util/file.h"
+#include "util/lock.h"
 #include "util/process.h"
 #include "util/text.h"
 
@@ -86,6 +94,31 @@ TEST(Process, CarriesInputOutputAndStatus) {
     EXPECT_STREQ(error.what(), "sh: why");
   }
   EXPECT_THROW(runProcess({"/no/such/program"}), Error);
+}
+
+/// Whether somebody waits for a lock on this file (proc_locks(5)).
+bool isAwaited(const std::filesystem::path& path) {
+  struct stat st{};
+  stat(path.c_str(), &st);
+  std::ifstream locks("/proc/locks");
+  for (std::string line; std::getline(locks, line);)
+    if (line.contains("-> FLOCK") && line.contains(std::format(":{} ", st.st_ino))) return true;
+  return false;
+}
+
+TEST_F(Files, ALockThatWasRemovedIsMadeAnew) {
+  const auto path = directory_ / "lock";
+  auto first = std::make_optional<FileLock>(path);
+  std::thread other([&] {
+    const FileLock second(path);
+    const Fd third{open(path.c_str(), O_RDWR | O_CLOEXEC)};
+    EXPECT_TRUE(third);
+    EXPECT_EQ(flock(third.get(), LOCK_EX | LOCK_NB), -1);
+  });
+  while (!isAwaited(path)) std::this_thread::yield();
+  first->removeFile();
+  first.reset();
+  other.join();
 }
 
 TEST(Text, SplitsAndTrims) {

@@ -1,4 +1,4 @@
-# The seed's static service, an agent with many fields beside it, another proxy, another network.
+# The earlier module's static service, an agent with many fields beside it, another proxy, another network.
 {
   services.agentmachine = {
     enable = true;
@@ -11,10 +11,14 @@
       apiKeyFile = "/run/secrets/anthropic-api-key";
       autoStart = true;
       proxy = "http://127.0.0.1:3128";
+      memoryDenyWriteExecute = true;
+      resourceLimits.cpuQuotaPercent = 200;
     };
     agents.agent-full = {
       user = "alice";
       apiProvider = "openai";
+      apiKeyFile = "/run/secrets/openai-api-key";
+      apiKeyDelivery = "credential";
       allowedHosts = [
         "docs.example.org"
         ".pkgs.example.org:80,443"

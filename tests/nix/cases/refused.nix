@@ -11,8 +11,8 @@
     agents.Upper_case = { };
     agents.twice = { };
     agents.agent-twice = { };
-    agents.both = {
-      card = "/etc/both.json";
+    agents.from-file = {
+      card = ../cards/from-file.json;
       ttlSeconds = 5;
     };
   };
