@@ -171,7 +171,7 @@ std::string settingsOverride(const std::string& name) {
 }
 
 std::vector<std::string> administratorsDropIns(const std::map<std::string, Machine>& machines) {
-  std::vector<std::string> units = {"systemd-nspawn@.service", "systemd-nspawn@agent-.service"}, files;
+  std::vector<std::string> units = {"service", "systemd-nspawn@.service"}, files;
   for (const auto& [id, machine] : machines) units.push_back(machine.name().unit());
   for (const auto& unit : units)
     for (const auto& name : entries("/etc/systemd/system/" + unit + ".d"))
