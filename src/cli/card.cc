@@ -38,6 +38,17 @@ std::pair<std::string, bool> inJson(const std::vector<std::string>& cards) {
   return {array.dump(2, ' ', false, nlohmann::json::error_handler_t::replace), array.empty()};
 }
 
+/// As the manual says; contents alone are on lines of their own in the text for people.
+std::string inJson(const Plan& plan) {
+  auto array = nlohmann::ordered_json::array();
+  for (const auto& action : plan) {
+    const auto text = describe(Plan{action});
+    array.push_back({{"action", text.substr(0, text.find('\n'))}});
+    if (const auto* write = std::get_if<WriteFile>(&action)) array.back()["content"] = write->content;
+  }
+  return array.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 }  // namespace
 
 void addCheckCommand(CLI::App& app, int& status) {
@@ -78,12 +89,15 @@ void addCheckCommand(CLI::App& app, int& status) {
 void addPlanCommand(CLI::App& app) {
   auto* command = app.add_subcommand("plan", "show what create would do, and do nothing");
   auto path = std::make_shared<std::string>();
+  auto json = std::make_shared<bool>(false);
   command->add_option("CARD", *path, "card file, JSON or TOML")->required();
-  command->callback([path] {
+  command->add_flag("--json", *json, "print a JSON array, with an object for each action");
+  command->callback([path, json] {
     const Card card = loadCard(*path);
     requireRoot("plan");  // the state it is compared with is root's
     const Settings settings = readSettings();
-    std::cout << printable(describe(planCreate(card, snapshot(settings, {card}))));
+    const Plan plan = planCreate(card, snapshot(settings, {card}));
+    std::cout << (*json ? inJson(plan) + "\n" : printable(describe(plan)));
   });
 }
 

@@ -84,7 +84,7 @@ void checkSystemd(const DoctorFacts& facts, Findings& findings) {
                      std::format("boot the host with systemd {} or newer", AGENTMACHINE_SYSTEMD_MIN));
   else if (version.major < AGENTMACHINE_SYSTEMD_MIN)
     findings.problem("systemd",
-                     std::format("systemd {} is older than {}, the first that agentmachine works with",
+                     std::format("systemd {} is older than {}, the oldest that agentmachine is tested with",
                                  facts.systemdVersion, AGENTMACHINE_SYSTEMD_MIN),
                      "machines do not start", "upgrade the host: Debian 13 and Fedora 42 have 257");
   else if (hasSettingsHole(version))

@@ -188,13 +188,18 @@ std::string objectOf(const Action& action) {
   return trim(describe(Plan{action}));
 }
 
-/// Names of the machines whose units are up, or on their way up or down.
-void addUnits(const Settings& settings, Remains& found) {
+/// What can be seen of it: without a systemd that we work with none of ours runs, and without nft there is no
+/// filter. That the one or the other is missing is found elsewhere.
+Remains visibleRemains(const Settings& settings) {
   try {
     Systemd systemd;
-    found = remains(settings, systemd);
+    return remains(settings, systemd);
   } catch (const Error&) {
-    // Without a systemd that we work with none of ours runs; that is found elsewhere.
+  }
+  try {
+    return remainsOnDisk(settings);
+  } catch (const Error&) {
+    return {};
   }
 }
 
@@ -264,8 +269,7 @@ DoctorFacts collectDoctorFacts() {
   } catch (const Error&) {
     // A user is missing: that is found elsewhere, and without it nothing can be rendered.
   }
-  Remains remains = remainsOnDisk(settings);
-  addUnits(settings, remains);
+  const Remains remains = visibleRemains(settings);
   const auto found = host ? lookAt(pathsToLookAt(*host, remains)) : FoundAt{};
   facts.machines = machineFacts(facts, machines, host, remains, found);
   facts.fileSystems = fileSystems(settings, images, machines);

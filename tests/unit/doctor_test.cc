@@ -91,7 +91,8 @@ TEST(Doctor, ChecksSystemd) {
       "newer",
       facts.systemdVersion = "");
   EXPECT_COMPLAINT(
-      "problem systemd: systemd 252.39-1~deb12u1 is older than 257, the first that agentmachine works with | "
+      "problem systemd: systemd 252.39-1~deb12u1 is older than 257, the oldest that agentmachine is tested "
+      "with | "
       "upgrade the host: Debian 13 and Fedora 42 have 257",
       facts.systemdVersion = "252.39-1~deb12u1");
   for (const char* version : {"257", "257.11-1", "258~rc1", "258.5", "259.3"})
