@@ -50,9 +50,9 @@ class Application {
     const auto old = readFileIfExists(path, maxReplacedBytes);
     if (old) {
       struct stat st{};
-      if (stat(path.c_str(), &st) < 0) throw errnoError("stat " + action.path);
+      if (lstat(path.c_str(), &st) < 0) throw errnoError("lstat " + action.path);
       // systemd takes a file that is newer for another one.
-      if (*old == action.content && (st.st_mode & 07777) == action.mode &&
+      if (S_ISREG(st.st_mode) && *old == action.content && (st.st_mode & 07777) == action.mode &&
           Owner{st.st_uid, st.st_gid} == action.owner)
         return;
       undo_.emplace_back([path, old = *old, st] {

@@ -129,7 +129,8 @@ struct Held {
 /// As prepareMachine wrote it; nothing if it did not, or if the file is damaged.
 std::optional<Held> readHeld(const AgentId& id) {
   constexpr std::size_t mostBytes = 64;
-  const auto text = readFileIfExists(machinePaths({}, id, {}).held, mostBytes);
+  std::optional<std::string> text;
+  attempt([&] { text = readFileIfExists(machinePaths({}, id, {}).held, mostBytes); });
   const auto words = split(trim(text.value_or("")), ' ');
   const auto address = words.size() == 2 ? Ipv4::parse(words[1]) : std::nullopt;
   return address ? std::optional(Held{words[0], *address}) : std::nullopt;
@@ -168,7 +169,7 @@ void watchKey(const Settings& settings, const Machine& machine, Systemd& systemd
     systemd.stop(paths.keyWatch);
 }
 
-/// The machine by now. The caller holds lockKey: of two that deliver, the later has the later card.
+/// The machine by now. The caller holds lockKey or lockRun: of two, the later has the later card.
 Machine presentMachine(const Settings& settings, const Machine& machine) {
   auto found = readMachine(settings, machine.card.id);
   if (!found) throw Error("the machine was removed just now");
@@ -241,8 +242,9 @@ std::vector<std::chrono::microseconds> timesOfTtl(std::chrono::microseconds dead
 /// Why the run ended, as far as systemd's words for it leave that open.
 void judgeEnd(const MachineName& machine, const MachinePaths& paths, EndRecord& end) {
   end.at = now();
+  std::optional<RunRecord> run;
+  attempt([&] { run = readRunRecord(paths.state); });
   try {
-    const auto run = readRunRecord(paths.state);
     const bool began = run && run->invocation == end.invocation;
     if (began) end.oomKills = oomKills(machine, run->oomKills);
     if (const auto reason = takeStopReason(paths.state)) {
@@ -338,9 +340,12 @@ void takeBack(const Settings& settings, const MachineName& machine, const Machin
 
 }  // namespace
 
-void prepareMachine(const Settings& settings, const Machine& machine, const std::string& invocation,
+void prepareMachine(const Settings& settings, const Machine& known, const std::string& invocation,
                     Systemd& systemd) {
   const auto began = monotonicNow();
+  // From before the first thing that an ended run would not have: `repair` takes such things away.
+  const auto runLock = lockRun(settings, known);
+  const Machine machine = presentMachine(settings, known);
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   checkGuards(settings, machine, systemd);
   // The last one, if it was killed: this is the unit's start, so nothing of it runs.
@@ -348,8 +353,6 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   machined.forget(machine.name().str(), machine.name().unit());
   checkUsers(machine, machined);
   const uid_t agent = machine.allocation.uidBase + agentUid;
-  // From before the first thing that an ended run would not have: `repair` takes such things away.
-  const auto runLock = lockRun(settings, machine);
   // Opened once: what was judged is what is mounted.
   const Fd workspace = openWorkspace(machine.card.workspace.str());
   checkWorkspaceLimit(settings, machine, workspace.get());
@@ -421,8 +424,11 @@ void releaseMachine(const Settings& settings, const Machine& machine, EndRecord 
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   // Whatever fails, the rest is done, and the hook ends well: a full disk or a bus that is gone makes no run
   // that ended well a failure, which systemd would start again.
-  takeBack(settings, machine.name(), paths,
-           Held{hostInterface(settings, machine.allocation.address), machine.allocation.address});
+  // The settings may be others by now.
+  const auto held = readHeld(machine.card.id);
+  takeBack(
+      settings, machine.name(), paths,
+      held.value_or(Held{hostInterface(settings, machine.allocation.address), machine.allocation.address}));
   judgeEnd(machine.name(), paths, end);
   attempt([&] { tellOfEnd(machine, end); });
   attempt([&] { noteOomKills(paths.state, end); });
@@ -529,26 +535,36 @@ void startTtl(const Settings& settings, const Machine& machine, const RunRecord&
 }
 
 void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  constexpr std::chrono::seconds sureToBeOver{10};
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  std::optional<RunRecord> run;
-  try {
-    const auto lock = lockRun(settings, machine);
-    run = readRunRecord(paths.state);
-    if (run && !run->ttlDeadline) return;  // it was taken away just now
-    if (run && *run->ttlDeadline - monotonicNow() > longestWarning + timersAccuracy)
-      return startTtl(settings, machine, *run, systemd);  // it was made longer just now
-    if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) {
-      const auto message = std::format("its TTL ends at {}, then it is stopped", inUtc(*run->ttlDeadline));
-      tellJournal(machine, {.event = "ttl-warning", .message = message, .isWarning = true});
-      writeFileAtomically(paths.notices + "/warning",
-                          std::format("agent {}: {}\n", machine.card.id.str(), message), 0644);
+  for (;;) {
+    std::optional<RunRecord> run;
+    bool longer = false;
+    try {
+      const auto lock = lockRun(settings, machine);
+      run = readRunRecord(paths.state);
+      if (run && !run->ttlDeadline) return;  // it was taken away just now
+      longer = run && *run->ttlDeadline - monotonicNow() > longestWarning + timersAccuracy;
+      if (longer) return startTtl(settings, machine, *run, systemd);  // it was made so just now
+      if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) {
+        const auto message = std::format("its TTL ends at {}, then it is stopped", inUtc(*run->ttlDeadline));
+        tellJournal(machine, {.event = "ttl-warning", .message = message, .isWarning = true});
+        writeFileAtomically(paths.notices + "/warning",
+                            std::format("agent {}: {}\n", machine.card.id.str(), message), 0644);
+      }
+    } catch (const Error& problem) {
+      // There is no timer any more: systemd has this tried again.
+      if (longer) throw;
+      // Neither a full disk nor a bad record makes a machine live longer.
+      spdlog::warn("{}", printable(problem.what()));
     }
-  } catch (const Error& problem) {
-    // Neither a full disk nor a bad record makes a machine live longer.
-    spdlog::warn("{}", problem.what());
+    const auto left = run ? *run->ttlDeadline - monotonicNow() : std::chrono::microseconds(0);
+    if (left <= timersAccuracy) break;
+    // The timer of the end does not start this once more while it runs, nor while systemd has yet to see that
+    // it is over.
+    if (left > sureToBeOver) return;
+    std::this_thread::sleep_for(left);
   }
-  // The timer of the end does not start this once more while it runs.
-  if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) return;
   endRun(settings, machine, systemd, {.cause = EndCause::ttl, .by = ""});
 }
 
@@ -576,7 +592,11 @@ void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, 
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   const std::string& state = paths.state;
   const auto found = systemd.listUnits(unit);
-  if (found.empty() || found[0].active == "inactive" || found[0].active == "failed") return;
+  if (found.empty() || found[0].active == "inactive" || found[0].active == "failed") {
+    // A start that waits for others, at boot for one, is called off.
+    if (!systemd.job(unit).empty()) systemd.stop(unit);
+    return;
+  }
   const bool waits = found[0].sub.starts_with("auto-restart");
   // A full disk keeps nobody from stopping.
   attempt([&] { noteStopReason(state, reason); });

@@ -11,10 +11,11 @@
 
 namespace agentmachine {
 
-/// ExecStartPre=: checks every guard, hands the key to the proxy and the password to the machine, starts the
-/// TTL, unless this is an automatic restart: then what is left of it goes on. `invocation` is systemd's
-/// $INVOCATION_ID. Throws Error that names the guard that is missing: the machine then does not start.
-void prepareMachine(const Settings& settings, const Machine& machine, const std::string& invocation,
+/// ExecStartPre=: checks every guard, hands over the key, to the broker or the agent, and the server's
+/// password, starts the TTL, unless this is an automatic restart: then what is left of it goes on.
+/// `invocation` is systemd's $INVOCATION_ID. Throws Error that names the guard that is missing: the machine
+/// then does not start.
+void prepareMachine(const Settings& settings, const Machine& known, const std::string& invocation,
                     Systemd& systemd);
 
 /// ExecStartPost=: connects the running machine to the bridge.
@@ -25,27 +26,28 @@ void connectMachine(const Settings& settings, const Machine& machine, Systemd& s
 /// seconds. Throws Error if it doesn't get ready in time; releaseMachine then goes back to the image before.
 void proveImage(const Settings& settings, const Machine& machine, bool server, Systemd& systemd);
 
-/// ExecStopPost=: takes back what the two above gave, notes how the run ended (`end` has what systemd says of
-/// it, the rest is found out here), and has the workspace synced. What fails is logged, and the rest done.
+/// ExecStopPost=: takes back what prepareMachine and connectMachine gave, notes how the run ended (`end` has
+/// what systemd says of it, the rest is found out here), and has the workspace synced. What fails is logged,
+/// and the rest done.
 void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end);
+
+/// The same where card or settings can't be read: takes back what prepareMachine noted that it gives.
+void releaseByRecord(const AgentId& id, EndRecord end);
 
 /// Of agentmachine-sync@.service, which releaseMachine starts: has what the machine wrote to its workspace on
 /// disk. A process of its own, for nothing ends one that waits for a disk. Throws Error.
 void syncWorkspace(const Machine& machine);
 
-/// The same where card or settings can't be read: takes back what prepareMachine noted that it gives.
-void releaseByRecord(const AgentId& id, EndRecord end);
-
 /// Of agentmachine-key@.service, which is started when the key file changes: delivers the key again if the
 /// machine runs. Throws Error if the key is bad: then the machine has none.
 void renewKey(const Settings& settings, const Machine& machine, Systemd& systemd);
 
+/// The same where card or settings can't be read: then the machine has no key.
+void takeKeyBackByRecord(const AgentId& id);
+
 /// Has the key of a running machine follow its card, which has changed. Does nothing if it doesn't run.
 /// Throws Error if the key is bad: then the machine has none.
 void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd);
-
-/// The same where card or settings can't be read: then the machine has no key.
-void takeKeyBackByRecord(const AgentId& id);
 
 /// Held while the record of the present run is changed: short.
 FileLock lockRun(const Settings& settings, const Machine& machine);

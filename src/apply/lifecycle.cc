@@ -1,5 +1,6 @@
 #include "apply/lifecycle.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <format>
 
@@ -7,6 +8,7 @@
 #include "apply/hooks.h"
 #include "plan/policy.h"
 #include "plan/repair.h"
+#include "system/cgroup.h"
 #include "system/clock.h"
 #include "system/host.h"
 #include "system/journal.h"
@@ -39,8 +41,8 @@ void renderAsRead(const Settings& settings, const Machine& machine, Systemd& sys
 
 /// Applies a plan that gives an existing machine another card. A tighter policy counts, and what is open is
 /// cut, before the card is replaced: a killed command that is run again then still sees that there is
-/// something to cut.
-void applyChange(const Plan& plan, const Card& card, const Host& host, Systemd& systemd) {
+/// something to cut. Returns what went wrong with the cut: the rest is done all the same.
+std::optional<Error> applyChange(const Plan& plan, const Card& card, const Host& host, Systemd& systemd) {
   const auto before = host.machines.find(card.id.str());
   const bool tighter =
       before != host.machines.end() &&
@@ -58,7 +60,7 @@ void applyChange(const Plan& plan, const Card& card, const Host& host, Systemd& 
     }
   }
   applyPlan(plan, systemd);
-  if (uncut) throw *uncut;
+  return uncut;
 }
 
 /// What is up has its address from its start, and what it was given there is taken back by that.
@@ -71,6 +73,22 @@ void checkAddressStays(const Card& card, const Host& host, Systemd& systemd) {
         std::format("it runs with the address {}, which is outside of the bridge's network by now; "
                     "`agentmachine stop {}` first, then it is given another",
                     found->second.allocation.address.str(), card.id.str()));
+}
+
+/// A unit's new limits count at once, and the kernel kills in a machine that holds more than its new memory.
+/// What it can take back, such as files that are cached, is left out; swap there is none.
+void checkMemoryStays(const Card& card, const Host& host) {
+  constexpr std::uint64_t mebibyte = std::uint64_t{1} << 20;
+  const auto found = host.machines.find(card.id.str());
+  if (found == host.machines.end() || card.limits.memoryMb >= found->second.card.limits.memoryMb) return;
+  const auto name = found->second.name();
+  const auto held = (cgroupNumber(name, "memory.stat", "anon").value_or(0) +
+                     cgroupNumber(name, "memory.stat", "shmem").value_or(0)) /
+                    mebibyte;
+  if (held >= card.limits.memoryMb)
+    throw Error(std::format(
+        "memory_mb: it holds {} MiB now, and would be killed with {}; `agentmachine stop {}` first", held,
+        card.limits.memoryMb, card.id.str()));
 }
 
 /// A command that was killed between ending a timer and making the next would let a machine live for ever.
@@ -131,11 +149,13 @@ Machine createMachine(const Settings& settings, const Card& card, Systemd& syste
     const auto runLock = lockRun(settings, {card, {}});
     const Host host = snapshot(settings, {card});
     checkAddressStays(card, host, systemd);
-    applyChange(planCreate(card, host), card, host, systemd);
+    checkMemoryStays(card, host);
+    const auto uncut = applyChange(planCreate(card, host), card, host, systemd);
     // Not while the boot's own start of machines is still to come.
     if (systemd.job("agentmachine-render.service").empty()) markBooted(settings);
     Machine machine = readMachine(settings, card.id).value();
     changeKey(settings, machine, systemd);
+    if (uncut) throw *uncut;
     return machine;
   });
 }
@@ -152,16 +172,16 @@ std::vector<HostPattern> changeHosts(
   // The rules for a whole card hold too: there may be only so many hosts.
   if (const auto checked = parseCard(toJson(machine.card), CardFormat::json); !checked)
     throw Error(trim(describe("the card of " + id.str(), checked.error())));
-  applyChange(planHosts(machine, host), machine.card, host, systemd);
+  if (const auto uncut = applyChange(planHosts(machine, host), machine.card, host, systemd)) throw *uncut;
   return machine.card.allowedHosts;
 }
 
-void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
+bool startMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const std::string unit = machine.name().unit();
-  inContext("start " + machine.card.id.str(), [&] {
+  return inContext("start " + machine.card.id.str(), [&] {
     const auto lock = lockMachine(settings, machine);
     const auto found = systemd.listUnits(unit);
-    if (!found.empty() && found[0].active == "active") return;
+    if (!found.empty() && found[0].active == "active") return false;
     // A start would wait for the pause before the next try to pass.
     if (!found.empty() && found[0].sub.starts_with("auto-restart")) systemd.stop(unit);
     // A person may try as often as need be.
@@ -182,6 +202,7 @@ void startMachine(const Settings& settings, const Machine& machine, Systemd& sys
       }
       throw told;
     }
+    return true;
   });
 }
 
@@ -288,7 +309,7 @@ void repairMachines(const Settings& settings, Systemd& systemd, bool dryRun,
     }
     try {
       if (!dryRun) applyPlan(plan, systemd);
-    } catch (const Error& cause) {
+    } catch (const std::exception& cause) {
       failures += std::string("\n  ") + cause.what();
     }
   };
@@ -299,7 +320,16 @@ void repairMachines(const Settings& settings, Systemd& systemd, bool dryRun,
     if (!machine || !runningMachines(systemd).contains(machine->name().str())) mend({action});
   }
   for (const auto& [id, machine] : host.machines) {
-    if (const auto plan = planMissing(machine, host, remains, found); !plan.empty()) mend(plan);
+    const auto plan = planMissing(machine, host, remains, found);
+    // Whoever wrote the drop-in may have been killed before systemd read it.
+    const ReloadUnit reload{machine.name().unit(),
+                            machinePaths(settings, machine.card.id, machine.allocation.address).dropIn};
+    if (!remains.running.contains(machine.name().str()) &&
+        std::ranges::none_of(
+            plan, [](const Action& action) { return std::holds_alternative<ReloadUnit>(action); }) &&
+        systemd.needsReload(reload.unit, reload.dropIn))
+      mend({reload});
+    if (!plan.empty()) mend(plan);
     if (const auto why = mendTtl(settings, machine, remains, systemd, dryRun, tell); !why.empty())
       failures += "\n  " + why;
   }
@@ -311,7 +341,7 @@ void bringMachinesBack(const Settings& settings, Systemd& systemd,
   std::string failures;
   try {
     repairMachines(settings, systemd, false, tell);
-  } catch (const Error& cause) {
+  } catch (const std::exception& cause) {
     failures += std::string("\n") + cause.what();
   }
   for (const auto& workspace : keptImages(settings)) {

@@ -14,8 +14,9 @@ namespace agentmachine {
 FileLock lockState(const Settings& settings);
 
 /// Makes a machine of the card, or brings one that exists to what the card says now. What it writes for a
-/// running one counts at once for the proxy's policy and the key, from the next start for the rest. If the
-/// policy is tighter than before, the machine's open connections to the proxy are cut.
+/// running one counts at once for the proxy's policy, the key and the unit's limits, from the next start for
+/// the rest. If the policy is tighter than before, the machine's open connections to the proxy are cut.
+/// Throws Error, with nothing changed, if the machine holds more memory than it is to have.
 Machine createMachine(const Settings& settings, const Card& card, Systemd& systemd);
 
 /// Changes the hosts of the machine's card by `change`, for the proxy too, and cuts what is open if that
@@ -24,10 +25,10 @@ std::vector<HostPattern> changeHosts(
     const Settings& settings, const AgentId& id, Systemd& systemd,
     const std::function<std::vector<HostPattern>(std::vector<HostPattern>)>& change);
 
-/// Renders the machine again and starts its unit; does nothing more if it is running. One that waits to be
-/// started again after a failure starts now, and anew. Throws Error with the last lines of the unit's
-/// journal; it is not tried again then.
-void startMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
+/// Renders the machine again and starts its unit; does nothing and returns false if it is running. One that
+/// waits to be started again after a failure starts now, and anew. Throws Error with the last lines of the
+/// unit's journal; it is not tried again then.
+bool startMachine(const Settings& settings, const Machine& machine, Systemd& systemd);
 
 /// Renders the machine again.
 void renderMachine(const Settings& settings, const Machine& machine, Systemd& systemd);

@@ -38,8 +38,8 @@ void addCreateCommand(CLI::App& app) {
       std::cout << machine.name().str() << "\n";
       if (systemd.activeState(machine.name().unit()) == "active")
         std::cerr << machine.name().str()
-                  << " is running: its hosts, provider and key count at once, the rest of the card from its "
-                     "next start\n";
+                  << " is running: its hosts, provider, key and limits of memory, CPU and processes count at "
+                     "once, the rest of the card from its next start\n";
     });
   });
 }

@@ -16,6 +16,7 @@
 #include "system/host.h"
 #include "util/error.h"
 #include "util/file.h"
+#include "util/pipe.h"
 #include "util/text.h"
 
 namespace agentmachine {
@@ -62,6 +63,11 @@ int inChild(const std::function<int()>& act) {
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
+Error runsAlready(const Machine& machine) {
+  return Error(machine.name().str() + " is running already; in it: agentmachine exec " +
+               machine.card.id.str() + " -- opencode …");
+}
+
 /// The machine of a card or an id, created if need be, which must not run.
 Machine machineForRun(const Settings& settings, const std::string& cardOrId) {
   Systemd systemd;
@@ -70,9 +76,7 @@ Machine machineForRun(const Settings& settings, const std::string& cardOrId) {
                       : findMachineOrCard(settings, cardOrId);
   Machine machine = found.machine ? std::move(*found.machine) : createMachine(settings, *found.card, systemd);
   const auto state = systemd.activeState(machine.name().unit());
-  if (state != "inactive" && state != "failed")
-    throw Error(machine.name().str() + " is running already; in it: agentmachine exec " +
-                machine.card.id.str() + " -- opencode …");
+  if (state != "inactive" && state != "failed") throw runsAlready(machine);
   return machine;
 }
 
@@ -88,11 +92,7 @@ void endRunCommand(const Settings& settings, const Machine& machine) {
       failures += (failures.empty() ? "" : "\n") + std::string(cause.what());
     }
   };
-  attempt([&] {
-    stopMachine(settings, machine, systemd, caller(), std::nullopt);
-    // A start may have been asked for that had not begun.
-    systemd.stop(machine.name().unit());
-  });
+  attempt([&] { stopMachine(settings, machine, systemd, caller(), std::nullopt); });
   attempt([&] {
     if (const auto present = readMachine(settings, machine.card.id))
       renderMachine(settings, *present, systemd);
@@ -181,13 +181,19 @@ void addRunCommand(CLI::App& app, int& status) {
     const Machine machine = machineForRun(settings, *path);
     GuestCommand opencode{.user = "", .argv = {"opencode"}, .environment = {}, .directory = ""};
     append(opencode.argv, *words);
+    Pipe foreign = makePipe();
     status = inChild([&] {
       Systemd systemd;
-      startMachine(settings, withIdlePayload(machine), systemd);
+      if (!startMachine(settings, withIdlePayload(machine), systemd)) {
+        (void)!write(foreign.write.get(), "", 1);
+        throw runsAlready(machine);
+      }
       tellOfCommand(machine, "run");
       return execIn(machine, opencode, *terminal, systemd);
     });
-    endRunCommand(settings, machine);
+    foreign.write.reset();
+    // What somebody else started meanwhile is not ours to stop.
+    if (char told = 0; read(foreign.read.get(), &told, 1) != 1) endRunCommand(settings, machine);
   });
 }
 

@@ -159,6 +159,9 @@ void checkWorkspace(const Card& card, const Host& host) {
     throw Error(
         std::format("workspace {}: a part of it is a symbolic link; write the path it leads to", path));
   if (facts.exists && !facts.directory) throw Error(std::format("workspace {}: is no directory", path));
+  if (path.contains("/.#"))
+    throw Error(std::format(
+        "workspace {}: a part of it begins with \".#\", as what is half made does; choose another", path));
   if (facts.exists && facts.owner.user == 0 && facts.imageBytes == 0)
     throw Error(std::format(
         "workspace {}: belongs to root, and what the agent writes would too; give it to the person "

@@ -20,6 +20,7 @@
 #include "util/error.h"
 #include "util/fd.h"
 #include "util/file.h"
+#include "util/lock.h"
 #include "util/process.h"
 #include "util/text.h"
 
@@ -144,9 +145,10 @@ std::string loadedTablesPath(const Settings& settings) {
   return settings.runtimeDirectory + "/filter";
 }
 
+constexpr std::size_t maxListingBytes = std::size_t{1} << 20;
+
 FilterState filterSinceLoading(const Settings& settings) {
-  constexpr std::size_t mostBytes = std::size_t{1} << 20;
-  const auto loaded = readFileIfExists(loadedTablesPath(settings), mostBytes);
+  const auto loaded = readFileIfExists(loadedTablesPath(settings), maxListingBytes);
   return filterState(loaded ? *loaded : listIntendedTables(settings));
 }
 
@@ -159,6 +161,11 @@ void joinBridge(const Settings& settings, const std::string& interface, const st
                   "link set dev {0} type bridge_slave isolated on learning off flood off mcast_flood off\n",
                   interface, settings.bridge));
   runChecked({"bridge", "fdb", "replace", mac, "dev", interface, "master", "static"});
+}
+
+/// Held while the rules are loaded and noted, and while they are compared with what was noted.
+FileLock lockFilter(const Settings& settings) {
+  return FileLock(settings.runtimeDirectory + "/lock/filter");
 }
 
 /// The machines that have a port on this host, so run or begin to, by its name.
@@ -214,8 +221,9 @@ bool tellsOfLoss(std::string_view messages) {
     if (header.nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELTABLE) &&
         message.contains("agentmachine"))
       return true;
+    // In the other table that rule leads to the machines' own, which end with them.
     if (header.nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELRULE) &&
-        message.contains("agentmachine\0"sv))
+        (message.contains("agentmachine\0"sv) || message.contains("input\0"sv)))
       return true;
     messages.remove_prefix(std::min<std::size_t>(NLMSG_ALIGN(header.nlmsg_len), messages.size()));
   }
@@ -279,7 +287,10 @@ void bringNetworkUp(const Settings& settings) {
     refuseOverlap(settings);
     const auto connected = connectedMachines(settings);
     // The rules first: a port that was left on the bridge passes nothing before them.
-    loadRules(settings, connected);
+    {
+      const auto lock = lockFilter(settings);
+      loadRules(settings, connected);
+    }
     std::string commands;
     if (!interfaceExists(settings.bridge))
       commands += std::format("link add name {} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n",
@@ -294,6 +305,7 @@ void bringNetworkUp(const Settings& settings) {
       if (std::filesystem::exists("/sys/class/net/" + port + "/brport")) continue;
       try {
         joinBridge(settings, port, macAddress(machine.allocation.address));
+        runChecked({"ip", "link", "set", "dev", port, "up"});
       } catch (const Error& problem) {
         // It has ended meanwhile; if not, it is cut off.
         spdlog::warn("connect {} again: {}", machine.name().str(), problem.what());
@@ -305,6 +317,11 @@ void bringNetworkUp(const Settings& settings) {
 void takeNetworkDown(const Settings& settings) {
   inContext("take the network down", [&] {
     if (interfaceExists(settings.bridge)) runChecked({"ip", "link", "delete", "dev", settings.bridge});
+    // Without rules the port of a machine that goes on would reach the host.
+    for (const auto& port : machinePorts())
+      if (const auto result = runProcess({"ip", "link", "set", "dev", port, "down"});
+          result.status != 0 && interfaceExists(port))
+        throw Error(std::format("can't shut the port {}: {}", port, trim(result.errors)));
     runChecked({"nft", "-f", "-"}, renderNftTeardown());
   });
 }
@@ -330,12 +347,14 @@ void keepFilter() {
   // At first, too: what changed before was not told.
   for (;; awaitLoss(changes)) {
     try {
-      if (filterSinceLoading(settings) != FilterState::inPlace) {
+      const auto lock = lockFilter(settings);
+      const auto loaded = readFileIfExists(loadedTablesPath(settings), maxListingBytes);
+      if (!loaded || filterState(*loaded) != FilterState::inPlace) {
         settings = presentOr(settings);
         loadRules(settings, connectedMachines(settings));
         spdlog::warn("the packet filter was flushed or altered in nft; it is in place again");
       }
-    } catch (const Error&) {
+    } catch (...) {
       setBridge("down");
       throw;
     }

@@ -21,10 +21,10 @@ void takeNetworkDown(const Settings& settings);
 /// Throws Error, naming the guard, unless the bridge is there and our nft tables are what they were right
 /// after loading.
 void checkNetworkGuards(const Settings& settings);
-/// Looks at each change of nft's rules, and loads ours again whenever they are not what they were right after
-/// loading. Settings that can't be read are those of the time before, at first the defaults. Tells systemd
-/// when the rules are in place for the first time. Returns never; throws Error if they can't be loaded, with
-/// the bridge down: then no machine reaches anything.
+/// Whenever nft tells that a table or a rule of ours went, loads ours again unless they are what they were
+/// right after loading. Settings that can't be read are those of the time before, at first the defaults.
+/// Tells systemd when the rules are in place for the first time. Returns never; throws Error if they can't be
+/// loaded, with the bridge down: then no machine reaches anything.
 [[noreturn]] void keepFilter();
 /// Throws Error if the bridge has as many ports as the kernel allows.
 void checkBridgeHasRoom(const Settings& settings);

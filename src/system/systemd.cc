@@ -101,6 +101,8 @@ void checkSystemdVersion(const std::string& version) {
 
 Systemd::Systemd()
     : bus_(translated("connect to the system bus", [] { return sdbus::createSystemBusConnection(); })) {
+  // systemd answers nothing while it reads its units again, which may take longer than the bus's own 25 s.
+  if (!secure_getenv("SYSTEMD_BUS_TIMEOUT")) bus_->setMethodCallTimeout(std::chrono::minutes(2));
   checkSystemdVersion(managerProperty<std::string>(*bus_, "Version"));
   // Once a connection; without it systemd sends no JobRemoved.
   translated("subscribe to systemd",
@@ -134,7 +136,7 @@ void Systemd::runJob(const std::string& method, const std::string& unit, const s
   auto killAt = killAfter ? std::optional(Clock::now() + *killAfter) : std::nullopt;
   // So often it is looked whether the bus is there, and asked for the job: one whose end nobody tells,
   // because systemd was executed anew just then, would be awaited for ever.
-  constexpr std::chrono::seconds look{1}, ask{5}, patience{30};
+  constexpr std::chrono::seconds look{1}, ask{5}, patience{180};
   const std::string whatBecame = "; what became of it: systemctl status " + unit;
   auto asked = Clock::now(), answered = asked;
   const auto end = longest ? asked + *longest : Clock::time_point::max();
@@ -230,20 +232,22 @@ void Systemd::resetFailed(const std::string& unit) {
   }
 }
 
-void Systemd::reloadUnit(const std::string& unit, const std::string& dropIn) {
-  if (listUnits(unit).empty()) return;
-  translated("reload " + unit, [&] {
+bool Systemd::needsReload(const std::string& unit, const std::string& dropIn) {
+  if (listUnits(unit).empty()) return false;
+  return translated("look at " + unit, [&] {
     constexpr auto interface = "org.freedesktop.systemd1.Unit";
     const auto loaded = unitProxy(*bus_, unit);
     const auto dropIns =
         loaded->getProperty("DropInPaths").onInterface(interface).get<std::vector<std::string>>();
     // A directory that is new since it read the units is none to NeedDaemonReload.
-    if (std::ranges::contains(dropIns, dropIn) &&
-        !loaded->getProperty("NeedDaemonReload").onInterface(interface).get<bool>())
-      return;
-    // It takes seconds where there are many units and the host is busy; 25 of them is the bus's own limit.
-    manager(*bus_)->callMethod("Reload").onInterface(managerInterface).withTimeout(std::chrono::minutes(2));
+    return !std::ranges::contains(dropIns, dropIn) ||
+           loaded->getProperty("NeedDaemonReload").onInterface(interface).get<bool>();
   });
+}
+
+void Systemd::reloadUnit(const std::string& unit, const std::string& dropIn) {
+  if (!needsReload(unit, dropIn)) return;
+  translated("reload " + unit, [&] { manager(*bus_)->callMethod("Reload").onInterface(managerInterface); });
 }
 
 std::vector<UnitState> Systemd::listUnits(const std::string& pattern) {

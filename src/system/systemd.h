@@ -60,6 +60,8 @@ class Systemd {
   /// Has systemd read all units' files again (daemon-reload) if it has this one loaded without `dropIn`, or
   /// with files that have changed since.
   void reloadUnit(const std::string& unit, const std::string& dropIn);
+  /// Whether reloadUnit would.
+  bool needsReload(const std::string& unit, const std::string& dropIn);
 
   /// Units whose name matches the pattern (glob), loaded ones only. One call.
   std::vector<UnitState> listUnits(const std::string& pattern);

@@ -52,7 +52,8 @@ Fd loopOn(const std::string& image) {
   if (!file) throw errnoError("open " + image);
   const Fd control{open("/dev/loop-control", O_RDWR | O_CLOEXEC)};
   if (!control) throw errnoError("open /dev/loop-control");
-  for (;;) {
+  constexpr int mostTries = 64;  // as systemd's own
+  for (int tries = 1;; ++tries) {
     const int number = ioctl(control.get(), LOOP_CTL_GET_FREE);
     if (number < 0) throw errnoError("find a free loop device");
     const std::string path = std::format("/dev/loop{}", number);
@@ -62,8 +63,8 @@ Fd loopOn(const std::string& image) {
     configuration.fd = static_cast<std::uint32_t>(file.get());
     configuration.info.lo_flags = LO_FLAGS_AUTOCLEAR;
     if (ioctl(device.get(), LOOP_CONFIGURE, &configuration) == 0) return device;
-    // Somebody else was faster.
-    if (errno != EBUSY) throw errnoError("set up " + path);
+    // Somebody else was faster, or has it for himself alone.
+    if (errno != EBUSY || tries == mostTries) throw errnoError("set up " + path);
   }
 }
 

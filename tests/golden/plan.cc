@@ -52,6 +52,7 @@ Host host() {
       {"/mnt/agents/neighbour/inner", absent},
       {"/mnt/agents/link", {.throughLink = true, .idmappable = true}},
       {"/mnt/agents/file", {.exists = true, .owner = {1000, 1000}, .idmappable = true}},
+      {"/mnt/agents/.#try/a", {.idmappable = true}},
       {"/mnt/agents/of-root", {.exists = true, .directory = true, .idmappable = true}},
       {"/mnt/agents/overlay", {.idmappable = false, .fileSystem = "overlayfs"}},
       {"/mnt/agents/" + longName(), absent},
