@@ -13,7 +13,7 @@ let
   # From the card's schema: the options of one agent, and a card from their values.
 
   schema = lib.importJSON ../src/card/card.schema.json;
-  # The name is the attribute's; autoStart takes effect with a switch, too.
+  # The name is the attribute's; autoStart, unlike autostart, also starts the machine with a switch that declares it.
   properties = removeAttrs schema.properties [
     "$schema"
     "agent_id"
@@ -126,7 +126,10 @@ let
           type = types.bool;
           default = false;
           example = true;
-          description = "Whether the machine is started with the host, and by each switch to a configuration.";
+          description = ''
+            Whether the machine is started with the host, and by a switch to a configuration that changes a declared agent
+            or agentmachine itself. Another switch leaves a machine that a person stopped as it is.
+          '';
         };
         restartIfChanged = mkOption {
           type = types.bool;
