@@ -238,7 +238,8 @@ let
       inherit (cfg.image) npmRegistry;
       extraPackages = cfg.image.packages;
     }).tree;
-  images = [ cfg.image.rootfs ] ++ map imageWith choices;
+  # Quotes copy what is a file of the configuration to the Nix store.
+  images = map (image: "${image}") ([ cfg.image.rootfs ] ++ map imageWith choices);
 
   inStore = path: lib.hasPrefix builtins.storeDir path;
 
@@ -358,11 +359,14 @@ in
         '';
       };
       rootfs = mkOption {
-        type = types.package;
+        type = types.path;
         default = imageWith [ ];
         defaultText = lib.literalExpression "the image from nix/image.nix with image.packages";
         example = lib.literalExpression "./agentmachine-rootfs.tar";
-        description = "The root file system that new machines get, as `agentmachine image import` takes it: a directory, used where it is, or a tarball.";
+        description = ''
+          The root file system that new machines get, as `agentmachine image import` takes it: a directory, used where it is,
+          or a tarball; something that is built, or a path, which is copied to the Nix store.
+        '';
       };
     };
 
@@ -487,6 +491,11 @@ in
           }) (lib.attrVals (builtins.filter (name: cardOf agent ? ${name}) keyFields) (cardOf agent))
         ) cfg.agents
       )
+      # Without it NixOS writes a unit of that name, which takes the place of systemd's template and agentmachine's drop-ins.
+      ++ lib.mapAttrsToList (name: unit: {
+        assertion = !lib.hasPrefix "systemd-nspawn@agent-" name || !unit.enable || unit.overrideStrategy == "asDropin";
+        message = ''systemd.services."${name}": would replace the machine's whole unit; add overrideStrategy = "asDropin"'';
+      }) config.systemd.services
       ++ [
         {
           assertion = pods == { } || config.services.k3s.enable;
