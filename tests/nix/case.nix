@@ -27,8 +27,8 @@ let
     );
   show = value: if builtins.isString value then value else builtins.toJSON value;
   lines = set: lib.concatStrings (lib.mapAttrsToList (name: value: "${name}: ${show value}\n") set);
-  # Without what nobody set.
-  said = lib.filterAttrs (_: value: !builtins.elem value [ "" [ ] { } "asDropinIfExists" "/var/empty" ]);
+  # Without what nobody set: all are enabled.
+  said = lib.filterAttrs (name: value: name != "enable" && !builtins.elem value [ "" [ ] { } "asDropinIfExists" "/var/empty" ]);
   section = title: text: "== ${title}\n${text}";
   etc = lib.concatStrings (
     lib.mapAttrsToList (name: file: section "/etc/${name}" (if file.text != null then file.text else file.source.text or "${file.source}\n")) config.environment.etc

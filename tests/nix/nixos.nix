@@ -43,6 +43,7 @@ in
       lib.genAttrs [ "description" "script" ] (_: option types.str "")
       // lib.genAttrs [ "after" "wants" "requires" "wantedBy" "documentation" ] (_: strings)
       // {
+        enable = option types.bool true;
         overrideStrategy = option (types.enum [ "asDropinIfExists" "asDropin" ]) "asDropinIfExists";
         restartTriggers = option (types.listOf types.anything) [ ];
         path = option (types.listOf types.package) [ ];
