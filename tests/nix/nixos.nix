@@ -37,6 +37,7 @@ in
     environment.etc = setOf {
       text = option (types.nullOr types.str) null;
       source = option (types.nullOr types.path) null;
+      mode = option types.str "symlink";
     };
     systemd.packages = option (types.listOf types.package) [ ];
     systemd.services = setOf (
