@@ -181,10 +181,16 @@ let
       network = part: toNumber (builtins.head part) / power (32 - length);
     in
     network (builtins.head parts) == network (lib.last parts);
-  # K3s' own defaults for pods and services.
+  # K3s' networks for pods and services: what its flags say, or its defaults.
+  k3sNetwork =
+    flag: default:
+    let
+      given = builtins.match ".*${flag}[= ]([0-9./]+).*" (toString config.services.k3s.extraFlags);
+    in
+    if given == null then default else builtins.head given;
   k3sNetworks = [
-    "10.42.0.0/16"
-    "10.43.0.0/16"
+    (k3sNetwork "--cluster-cidr" "10.42.0.0/16")
+    (k3sNetwork "--service-cidr" "10.43.0.0/16")
   ];
 
   # Files.

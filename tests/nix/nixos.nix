@@ -74,6 +74,7 @@ in
     networking.networkmanager.unmanaged = strings;
     services.k3s.enable = option types.bool false;
     services.k3s.role = option (types.enum [ "server" "agent" ]) "server";
+    services.k3s.extraFlags = option (types.oneOf [ types.str (types.listOf types.str) ]) [ ];
     services.k3s.manifests = setOf { source = given types.path; };
   };
 }
