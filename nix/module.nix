@@ -604,7 +604,10 @@ in
           "${cfg.proxyPackage}/bin/squid -N -n agentmachine -f /run/agentmachine/proxy/squid.conf"
         ];
       };
-      agentmachine-render.wantedBy = [ "machines.target" ];
+      agentmachine-render.wantedBy = [
+        "machines.target"
+        "multi-user.target"
+      ];
 
       agentmachine-image = {
         description = "Image of AI coding agents' machines";
