@@ -15,6 +15,7 @@ let
     { options.boot.initrd.systemd.storePaths = lib.mkOption { default = [ ]; }; }
     (nixos + "/modules/misc/assertions.nix")
     (nixos + "/modules/system/boot/systemd.nix")
+    (nixos + "/modules/system/boot/systemd/nspawn.nix")
     (nixos + "/modules/system/boot/systemd/tmpfiles.nix")
     (
       { config, ... }:
