@@ -13,7 +13,7 @@ let
   # From the card's schema: the options of one agent, and a card from their values.
 
   schema = lib.importJSON ../src/card/card.schema.json;
-  # The name is the attribute's; autoStart takes effect with a switch, too.
+  # The name is the attribute's; autoStart, unlike autostart, also starts the machine with a switch that declares it.
   properties = removeAttrs schema.properties [
     "$schema"
     "agent_id"
@@ -126,7 +126,10 @@ let
           type = types.bool;
           default = false;
           example = true;
-          description = "Whether the machine is started with the host, and by each switch to a configuration.";
+          description = ''
+            Whether the machine is started with the host, and by a switch to a configuration that changes a declared agent
+            or agentmachine itself. Another switch leaves a machine that a person stopped as it is.
+          '';
         };
         restartIfChanged = mkOption {
           type = types.bool;
@@ -178,10 +181,16 @@ let
       network = part: toNumber (builtins.head part) / power (32 - length);
     in
     network (builtins.head parts) == network (lib.last parts);
-  # K3s' own defaults for pods and services.
+  # K3s' networks for pods and services: what its flags say, or its defaults.
+  k3sNetwork =
+    flag: default:
+    let
+      given = builtins.match ".*${flag}[= ]([0-9./]+).*" (toString config.services.k3s.extraFlags);
+    in
+    if given == null then default else builtins.head given;
   k3sNetworks = [
-    "10.42.0.0/16"
-    "10.43.0.0/16"
+    (k3sNetwork "--cluster-cidr" "10.42.0.0/16")
+    (k3sNetwork "--service-cidr" "10.43.0.0/16")
   ];
 
   # Files.
@@ -235,7 +244,8 @@ let
       inherit (cfg.image) npmRegistry;
       extraPackages = cfg.image.packages;
     }).tree;
-  images = [ cfg.image.rootfs ] ++ map imageWith choices;
+  # Quotes copy what is a file of the configuration to the Nix store.
+  images = map (image: "${image}") ([ cfg.image.rootfs ] ++ map imageWith choices);
 
   inStore = path: lib.hasPrefix builtins.storeDir path;
 
@@ -355,11 +365,14 @@ in
         '';
       };
       rootfs = mkOption {
-        type = types.package;
+        type = types.path;
         default = imageWith [ ];
         defaultText = lib.literalExpression "the image from nix/image.nix with image.packages";
         example = lib.literalExpression "./agentmachine-rootfs.tar";
-        description = "The root file system that new machines get, as `agentmachine image import` takes it: a directory, used where it is, or a tarball.";
+        description = ''
+          The root file system that new machines get, as `agentmachine image import` takes it: a directory, used where it is,
+          or a tarball; something that is built, or a path, which is copied to the Nix store.
+        '';
       };
     };
 
@@ -484,6 +497,11 @@ in
           }) (lib.attrVals (builtins.filter (name: cardOf agent ? ${name}) keyFields) (cardOf agent))
         ) cfg.agents
       )
+      # Without it NixOS writes a unit of that name, which takes the place of systemd's template and agentmachine's drop-ins.
+      ++ lib.mapAttrsToList (name: unit: {
+        assertion = !lib.hasPrefix "systemd-nspawn@agent-" name || !unit.enable || unit.overrideStrategy == "asDropin";
+        message = ''systemd.services."${name}": would replace the machine's whole unit; add overrideStrategy = "asDropin"'';
+      }) config.systemd.services
       ++ [
         {
           assertion = pods == { } || config.services.k3s.enable;
@@ -586,7 +604,10 @@ in
           "${cfg.proxyPackage}/bin/squid -N -n agentmachine -f /run/agentmachine/proxy/squid.conf"
         ];
       };
-      agentmachine-render.wantedBy = [ "machines.target" ];
+      agentmachine-render.wantedBy = [
+        "machines.target"
+        "multi-user.target"
+      ];
 
       agentmachine-image = {
         description = "Image of AI coding agents' machines";

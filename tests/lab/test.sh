@@ -137,7 +137,7 @@ exportPart() {
 }
 # The manifest, images that must not build, and the image built once more, bit for bit.
 imagePart() { verdict image-check $here/make-images --check; }
-# A copy of nixpkgs, or of its lib alone, in the cache is used besides.
+# A copy of nixpkgs, or of what tests/nix/check reads of it, in the cache is used besides.
 nixPart() {
   local more=()
   [[ ! -e /cache/nixpkgs/lib/default.nix ]] || more=(--nixpkgs /cache/nixpkgs)

@@ -37,12 +37,14 @@ in
     environment.etc = setOf {
       text = option (types.nullOr types.str) null;
       source = option (types.nullOr types.path) null;
+      mode = option types.str "symlink";
     };
     systemd.packages = option (types.listOf types.package) [ ];
     systemd.services = setOf (
       lib.genAttrs [ "description" "script" ] (_: option types.str "")
       // lib.genAttrs [ "after" "wants" "requires" "wantedBy" "documentation" ] (_: strings)
       // {
+        enable = option types.bool true;
         overrideStrategy = option (types.enum [ "asDropinIfExists" "asDropin" ]) "asDropinIfExists";
         restartTriggers = option (types.listOf types.anything) [ ];
         path = option (types.listOf types.package) [ ];
@@ -72,6 +74,7 @@ in
     networking.networkmanager.unmanaged = strings;
     services.k3s.enable = option types.bool false;
     services.k3s.role = option (types.enum [ "server" "agent" ]) "server";
+    services.k3s.extraFlags = option (types.oneOf [ types.str (types.listOf types.str) ]) [ ];
     services.k3s.manifests = setOf { source = given types.path; };
   };
 }

@@ -1,5 +1,5 @@
-# The options of services.agentmachine that lack a description or an example, one a line. With nixpkgs' lib, all that its
-# manual would say of them is evaluated, too.
+# The options of services.agentmachine that lack a description or an example, or have an example that they refuse, one a
+# line. With nixpkgs' lib, all that its manual would say of them is evaluated, too.
 { lib }:
 let
   pkgs = import ./pkgs.nix { inherit lib; };
@@ -28,6 +28,10 @@ let
           walk here option
         else
           lib.optional (!(option ? description && (option ? example || option.type.name or "" == "package"))) here
+          # An example that is Nix is text here.
+          ++ lib.optional (
+            option ? example && option.example._type or "" == "" && !option.type.check option.example
+          ) "${here}: its example is of another type"
           ++ walk here ((option.type.getSubOptions or (_: { })) [ ])
       ) options
     );

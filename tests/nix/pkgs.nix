@@ -12,6 +12,8 @@ let
     // {
       pname = name;
       version = "0";
+      # Without it nixpkgs' lib takes the derivation alone for it.
+      outputSpecified = true;
       override = _: package name attributes;
       overrideAttrs = change: builtins.seq (change { makeFlags = [ ]; mesonFlags = [ ]; }) (package name attributes);
     }
@@ -19,7 +21,7 @@ let
   named = name: package name { };
   pkgs =
     lib.genAttrs [
-      "bash" "bashInteractive" "runtimeShellPackage" "e2fsprogs" "util-linux" "cacert" "clang-tools" "cli11" "coreutils" "curl" "dash" "dbus" "diffutils" "gitMinimal"
+      "bash" "bashInteractive" "runtimeShellPackage" "e2fsprogs" "util-linux" "cacert" "clang-tools" "cli11" "coreutils" "curl" "dash" "dbus" "diffutils" "findutils" "gitMinimal"
       "gnugrep" "gnused" "libseccomp" "gnutar" "gtest" "iproute2" "libarchive" "makeBinaryWrapper" "meson" "nftables" "ninja"
       "nixfmt-rfc-style" "nlohmann_json" "openssl" "perl" "pkg-config" "python3" "ripgrep" "sdbus-cpp_2"
       "prometheus-cpp" "shellcheck" "spdlog" "squashfs-tools-ng" "squid" "systemd" "tomlplusplus" "yaml-cpp" "autoPatchelfHook"
@@ -54,6 +56,9 @@ let
           package name { text = lib.concatStrings (lib.mapAttrsToList (key: value: "${key} = ${builtins.toJSON (sorted value)}\n") values); };
       };
       writeText = name: text: package name { inherit text; };
+      writeTextDir = path: text: package (baseNameOf path) { inherit text; };
+      writeTextFile = file: package file.name { inherit (file) text; };
+      writeShellScriptBin = name: text: package name { inherit text; meta.mainProgram = name; };
       runCommand = name: env: script: package name (env.passthru or { } // { text = env.card.text or env.settings.text or script; });
       closureInfo = { rootPaths }: named "closure-info";
       mkShell = { inputsFrom, packages }: builtins.seq (map toString (inputsFrom ++ packages)) (named "shell");

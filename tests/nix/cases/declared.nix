@@ -1,4 +1,5 @@
-# The earlier module's static service, an agent with many fields beside it, another proxy, another network.
+# The earlier module's static service, an agent with many fields beside it, one with the same packages, which shares its
+# image; another proxy, another network.
 {
   services.agentmachine = {
     enable = true;
@@ -40,6 +41,11 @@
       restart = "always";
       restartIfChanged = false;
     };
+    agents.same-packages.packages = [
+      "python3Packages.docutils"
+      "ripgrep"
+      "ripgrep"
+    ];
   };
   users.users.alice = {
     isNormalUser = true;
