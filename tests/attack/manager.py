@@ -216,7 +216,7 @@ for what, escape in ESCAPES.items():
 
 FORGED = "agentmachine: all is well"
 case("terminal: a line of our own in a file's name", ESCAPED, control=lambda lab: FORGED.encode() in finding(lab, f"x\n{FORGED}\n").splitlines())(
-    lambda lab: FORGED.encode() in removal(lab, f"x\n{FORGED}\n").splitlines())
+    lambda lab: FORGED.encode() in (said := removal(lab, f"x\n{FORGED}\n")).splitlines() or FORGED.encode() not in said)
 
 
 # What a person may have from an agent, and gives to our commands
@@ -401,8 +401,11 @@ def asked_for(lab, *argv):
 
 
 def access_log(lab):
-    """As programs that log what they are asked for: http.server of Python before 3.12 among them."""
-    return b'"GET /\x1b]0;owned\x07 HTTP/1.1" 200 -\n'
+    """What there is of a program that logs what it is asked for as it is."""
+    name = f"attack-{lab.token()}"
+    run("logger", "--tag", name, '"GET /\x1b]0;owned\x07 HTTP/1.1" 200')
+    quiet("journalctl", "--sync")
+    return ran("journalctl", "--quiet", "--output=cat", f"SYSLOG_IDENTIFIER={name}")[1]
 
 
 for form in ([], ["--json"]):
