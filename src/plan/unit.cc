@@ -16,6 +16,11 @@ constexpr auto nspawnBoundingSet =
 
 constexpr int ownStopSeconds = 10;
 
+// Lines of the machine that the journal takes in logInterval. journald takes up to four times as many where
+// it has gigabytes left (burst_modulate() of systemd's journald-rate-limit.c).
+constexpr auto logInterval = "30s";
+constexpr auto logBurst = "500";
+
 void setHooks(IniFile& file, const Machine& machine, const std::string& program) {
   // '+': outside the unit's own sandbox, as root of the host.
   const auto hook = [&](std::string_view name) {
@@ -40,6 +45,17 @@ void setLimits(IniFile& file, const ResourceLimits& limits) {
       // PID 1 raises the payload's, so that the payload goes first. Not below 0 here: the payload can lower
       // its own to this again, and must never be dearer than the host's services.
       .set("OOMScoreAdjust", "0");
+}
+
+// The journal has so much room, for the records of the others as well. Lines over the limit are dropped, and
+// journald says how many. It counts each level apart, so what is printed can't choose its own.
+void setLog(IniFile& file, const Machine& machine) {
+  // On every line of the unit, the payload's and systemd's own too.
+  file.set("LogExtraFields",
+           std::format("AGENT_ID={} AGENT_MACHINE={}", machine.card.id.str(), machine.name().str()))
+      .set("LogRateLimitIntervalSec", logInterval)
+      .set("LogRateLimitBurst", logBurst)
+      .set("SyslogLevelPrefix", "no");
 }
 
 void setHardening(IniFile& file, const Card& card, const Settings& settings) {
@@ -103,11 +119,8 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
   if (machine.allocation.workspaceImage)
     file.set("Requires", imageUnit(machine.card.workspace)).set("After", imageUnit(machine.card.workspace));
   setStartLimit(file, machine.card.restart);
-  file.section("Service")
-      .set("Slice", machineSlice)
-      // On every line of the unit, the payload's and systemd's own too.
-      .set("LogExtraFields",
-           std::format("AGENT_ID={} AGENT_MACHINE={}", machine.card.id.str(), machine.name().str()));
+  file.section("Service").set("Slice", machineSlice);
+  setLog(file, machine);
   setRestart(file, machine.card.restart);
   // Beyond what the payload has: PID 1 kills what is left of it, and nspawn takes the machine apart. Then
   // systemd kills all of it, a PID 1 that is stopped (SIGSTOP) too.

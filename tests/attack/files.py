@@ -67,6 +67,7 @@ for directive, question, guards in (
         ("ProtectSystem=strict", "create /usr/bin/attack", BOTH),
         ("ProtectSystem=strict", "write /etc/passwd", BOTH),
         ("ProtectSystem=strict", "write /usr/bin/env", BOTH),
+        ("ReadOnlyPaths", "create /etc/ssl/certs/attack", BOTH),
         ("ReadWritePaths=", "create /var/attack", BOTH),
         ("ReadWritePaths=", "mkdir /opt/attack", BOTH),
         ("hard link", "link /usr/bin/env /workspace/attack-env", BOTH),

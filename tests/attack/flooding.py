@@ -5,8 +5,8 @@ works meanwhile.
 import time
 
 import lab as labs
-from guards import BANDWIDTH, CONNECTIONS, NEW_CONNECTIONS, REQUESTS
-from lab import GATEWAY, PROXY
+from guards import BANDWIDTH, CONNECTIONS, LOG_LEVEL, LOG_RATE, NEW_CONNECTIONS, REQUESTS
+from lab import GATEWAY, PROXY, PROXY_UNIT, SPEAKER, run
 from suite import case
 
 
@@ -64,6 +64,49 @@ def _(lab):
 @case("log volume: requests that are refused, a line of the log each", REQUESTS, serial=True, card=SLOW)
 def _(lab):
     return answered(lab, b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n", b"HTTP/1.1 403") > 16 or not works(lab)
+
+
+# More than the unit's limit lets through in twice its 30 s, where the journal has the 4 GiB that it takes at most if it isn't
+# told else.
+MANY = 4100
+
+
+def in_journal(token, *matches):
+    """How many of the newest entries that match hold this."""
+    return run("journalctl", "--quiet", "--output=cat", "--lines=8000", *matches).count(token)
+
+
+def is_recorded(lab):
+    """Whether another machine's request leaves its record, in time."""
+    token, deadline = lab.token(), time.monotonic() + labs.patience(10)
+    lab.neighbour.get(f"http://api.fake.test/{token}")
+    while not in_journal(token, f"_SYSTEMD_UNIT={PROXY_UNIT}"):
+        if time.monotonic() > deadline:
+            return False
+        lab.pause(0.1)
+    return True
+
+
+@case("log volume: what the payload prints", LOG_RATE, serial=True, card=SPEAKER)
+def _(lab):
+    token = lab.token()
+    lab.attacker.prints(f"{token}\n".encode() * 5000)
+    deadline = time.monotonic() + labs.patience(5)
+    while (few := in_journal(token, f"_SYSTEMD_UNIT={lab.attacker.unit}") <= MANY) and time.monotonic() < deadline:
+        lab.pause(0.5)
+    return not few or not is_recorded(lab)
+
+
+# A machine of its own: after the case above nothing is taken of the other for a while.
+@case("log volume: lines at other levels, which journald counts apart", LOG_LEVEL, card=SPEAKER | limits())
+def _(lab):
+    token, deadline = lab.token(), time.monotonic() + labs.patience(10)
+    lab.attacker.prints(f"<3>{token}\n".encode())
+    while not in_journal(token, f"_SYSTEMD_UNIT={lab.attacker.unit}"):
+        if time.monotonic() > deadline:
+            raise RuntimeError("what the payload printed is not in the journal")
+        lab.pause(0.1)
+    return in_journal(token, f"_SYSTEMD_UNIT={lab.attacker.unit}", "PRIORITY=3") > 0
 
 
 @case("bandwidth: down", BANDWIDTH, serial=True, card=SLOW)

@@ -110,6 +110,9 @@ UNPRIVILEGED = MachineGuard("no capabilities", standin=True,
                             properties=("User=nobody", "Group=nogroup", "CapabilityBoundingSet=", "NoNewPrivileges=yes"))
 # A process outside has none. What is said of it to a unit says the same of the families, and less of all else.
 CALL_FILTER = MachineGuard("system call filter", standin=True, properties=("RestrictAddressFamilies=AF_UNIX AF_INET",))
+# journald takes 0 for "as it does anyway".
+LOG_RATE = MachineGuard("log rate limit", dropin="LogRateLimitIntervalSec=1us\nLogRateLimitBurst=1000000\n")
+LOG_LEVEL = MachineGuard("one log level", dropin="SyslogLevelPrefix=yes\n")
 PRIVATE_NETWORK = MachineGuard("private network", host=True)
 
 # The proxy

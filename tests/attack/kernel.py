@@ -225,6 +225,40 @@ def _(lab):
         return "CapEff:\t0000000000000000" not in place.sh("cat /proc/self/status")
 
 
+# A machine whose PID 1 starts its payload without giving anything up.
+GIVEN_UP = MachineGuard("PID 1 gives its capabilities up", settings=(
+    (r"^Parameters=.*$", "Parameters=/bin/sh -c 'trap exit TERM; sleep infinity & wait'"), (r"^NotifyReady=yes$", "NotifyReady=no")))
+
+
+@case("CapabilityBoundingSet=: one is left to the payload", GIVEN_UP, serial=True)
+def _(lab):
+    machine = lab.attacker
+    payload = cgroup(machine) / "payload"  # beside nspawn's own, "supervisor"
+    pids = {pid for procs in payload.rglob("cgroup.procs") for pid in procs.read_text().split()} - {machine.leader}
+    sets = [re.findall(r"(?m)^Cap\w+:\s+(\w+)$", pathlib.Path(f"/proc/{pid}/status").read_text()) for pid in pids]
+    if not sets:
+        raise RuntimeError("there is no process but PID 1")
+    return any(int(value, 16) for values in sets for value in values)
+
+
+class Ambient(Stance):
+    """Root, whose programs keep a capability when they become somebody else."""
+
+    def command(self, argv):
+        return ["setpriv", "--inh-caps=+net_raw", "--ambient-caps=+net_raw", *super().command(argv)]
+
+
+@contextlib.contextmanager
+def with_ambient(lab):
+    lab.attacker = Ambient(lab.attacker, root=True, outside=True)
+    yield
+
+
+@case("AmbientCapabilities=: a capability that programs inherit", HostGuard("no ambient capability", with_ambient))
+def _(lab):
+    return int(status(lab, "CapAmb"), 16) | int(status(lab, "CapInh"), 16) != 0
+
+
 @case("NoNewPrivileges: a process may gain some", CAPABILITIES)
 def _(lab):
     return status(lab, "NoNewPrivs") != "1"

@@ -305,25 +305,50 @@ def refused_key(lab, text):
         quiet("agentmachine", "rm", "--workspace", f"attack-{name}")
 
 
-for what, text in (("of two lines", KEYS["victim"] + "\nanother\n"), ("with a blank in it", KEYS["victim"] + " and more"),
-                   ("with a control character", KEYS["victim"] + "\x01"), ("that is too long", KEYS["victim"] * 300)):
-    case(f"message: a key file {what}", SILENT, control=lambda lab, text=text: KEYS["victim"] in f"bad key {text!r}")(
-        lambda lab, text=text: KEYS["victim"].encode() in refused_key(lab, text))
+def repeated(lab, text):
+    """What a shell says of a key file that is read as its settings, as many services' are."""
+    path = WORK / "keys" / secrets.token_hex(8)
+    path.write_text(text)
+    return output("sh", "-c", f". {path}")
+
+
+for what, text, why in (("of two lines", KEYS["victim"] + "\nanother\n", "holds more than one line"),
+                        ("with a blank in it", KEYS["victim"] + " and more", "must hold one key"),
+                        ("with a control character", KEYS["victim"] + "\x01", "must hold one key"),
+                        ("that is too long", KEYS["victim"] * 300, "holds more than|is larger than")):
+    def attack(lab, text=text, why=why):
+        said = refused_key(lab, text)
+        # Refused for another reason, it would show nothing.
+        return KEYS["victim"].encode() in said or not re.search(f"api_key_file .*({why})".encode(), said)
+    case(f"message: a key file {what}", SILENT, control=lambda lab, text=text: KEYS["victim"].encode() in repeated(lab, text))(attack)
 
 
 def judged(card):
     """What is said of a card, by our program."""
+    return output("agentmachine", "check", str(written(card)))
+
+
+def quoted(card):
+    """The same by a program that shows what it has not understood."""
+    return output("jq", '"not valid: \\(.)\\n" | halt_error', str(written(card)))
+
+
+def written(card):
     path = WORK / "keys" / f"{secrets.token_hex(8)}.json"
     path.write_text(json.dumps({"agent_id": "x", "workspace": "/srv/x"} | card))
-    return output("agentmachine", "check", str(path))
+    return path
 
 
-for what, wrong in (("in a field that isn't there", {"api_key": KEYS["victim"]}), ("where its file should be", {"api_key_file": KEYS["victim"]}),
-                    ("in a variable that is refused", {"environment": {"LD_PRELOAD": KEYS["victim"]}}),
-                    ("in the address of the provider", {"api_provider": "custom", "model": "m", "api_base_url": f"https://user:{KEYS['victim']}@{MODEL_HOST}/v1"}),
-                    ("in the address of the proxy", {"proxy": f"http://user:{KEYS['victim']}@10.0.0.1:3128"})):
-    case(f"message: a card with the key {what}", SILENT, control=lambda lab, wrong=wrong: KEYS["victim"] in f"not valid: {wrong}")(
-        lambda lab, wrong=wrong: KEYS["victim"].encode() in judged(wrong))
+for what, wrong, where in (("in a field that isn't there", {"api_key": KEYS["victim"]}, "/api_key: unknown"),
+                           ("where its file should be", {"api_key_file": KEYS["victim"]}, "/api_key_file: "),
+                           ("in a variable that is refused", {"environment": {"LD_PRELOAD": KEYS["victim"]}}, "/environment/LD_PRELOAD: "),
+                           ("in the address of the provider", {"api_provider": "custom", "model": "m", "api_base_url": f"https://user:{KEYS['victim']}@{MODEL_HOST}/v1"},
+                            "/api_base_url: "),
+                           ("in the address of the proxy", {"proxy": f"http://user:{KEYS['victim']}@10.0.0.1:3128"}, "/proxy: ")):
+    def attack(lab, wrong=wrong, where=where):
+        said = judged(wrong)
+        return KEYS["victim"].encode() in said or where.encode() not in said
+    case(f"message: a card with the key {what}", SILENT, control=lambda lab, wrong=wrong: KEYS["victim"].encode() in quoted(wrong))(attack)
 
 
 # A key of the agent's own, with which it would bring its work to another account

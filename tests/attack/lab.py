@@ -33,6 +33,8 @@ PROXY_UNIT, FILTER_UNIT = "agentmachine-proxy.service", "agentmachine-filter.ser
 CONF = pathlib.Path("/etc/agentmachine/agentmachine.conf")
 WORK = pathlib.Path("/var/tmp/agentmachine-attack")
 TOOLS = "/workspace/.tools/"
+# A payload that prints what Machine.prints() gives it.
+SPEAKER = {"command": ["sh", "-c", "mkfifo /workspace/.say; while :; do cat /workspace/.say; done"]}
 PARTS = []  # what a class adds to the lab: functions of it, called before its first machine is made
 
 run, inside, ip = world.run, world.inside, world.ip
@@ -253,6 +255,13 @@ class Machine(Place):
 
     def command(self, argv):
         return ["agentmachine", "exec", self.id, "--", *argv]
+
+    def prints(self, data):
+        """Has its payload, a SPEAKER, write this to its standard output."""
+        for _ in range(50):
+            if self.sh("test -p /workspace/.say && cat >/workspace/.say", input=data).status == 0:
+                return
+        raise RuntimeError("the payload reads nothing")
 
     def socket_paths(self):
         return "/workspace/.socket", f"{WORK}/{self.id}/.socket"

@@ -14,7 +14,7 @@ import tarfile
 import time
 
 from guards import HostGuard, MachineGuard
-from lab import CONF, WORK, quiet, run
+from lab import CONF, SPEAKER, WORK, quiet, run
 from suite import case
 
 # Where the guard is how our program does it, the control does the same with a program that is often used for it.
@@ -155,6 +155,15 @@ def obeyed(said):
     return bool(re.search(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xaa-\xae]", said))
 
 
+def told(said, escape):
+    """Whether this is there to be seen. What says nothing of it has escaped nothing."""
+    return json.dumps(escape)[1:-1].encode() in said
+
+
+def deceived(said, escape):
+    return obeyed(said) or not told(said, escape)
+
+
 for what, escape in ESCAPES.items():
     def listing(lab, argv, escape=escape):
         tarball = Tarball(lab)
@@ -162,7 +171,7 @@ for what, escape in ESCAPES.items():
         tarball.write()
         return ran(*argv, tarball.path)[1]
     case(f"terminal: {what} in a name in an image", ESCAPED, control=lambda lab, listing=listing: obeyed(listing(lab, ["tar", "--list", "--quoting-style=literal", "-f"])))(
-        lambda lab, listing=listing: obeyed(listing(lab, ["agentmachine", "image", "import"])))
+        lambda lab, listing=listing, escape=escape: deceived(listing(lab, ["agentmachine", "image", "import"]), escape))
 
 
 # Names of files in a workspace
@@ -203,11 +212,11 @@ def finding(lab, name):
 
 for what, escape in ESCAPES.items():
     case(f"terminal: {what} in a file's name", ESCAPED, control=lambda lab, escape=escape: obeyed(finding(lab, escape)))(
-        lambda lab, escape=escape: obeyed(removal(lab, escape)))
+        lambda lab, escape=escape: deceived(removal(lab, escape), escape))
 
 FORGED = "agentmachine: all is well"
 case("terminal: a line of our own in a file's name", ESCAPED, control=lambda lab: FORGED.encode() in finding(lab, f"x\n{FORGED}\n").splitlines())(
-    lambda lab: FORGED.encode() in removal(lab, f"x\n{FORGED}\n").splitlines())
+    lambda lab: FORGED.encode() in (said := removal(lab, f"x\n{FORGED}\n")).splitlines() or FORGED.encode() not in said)
 
 
 # What a person may have from an agent, and gives to our commands
@@ -215,10 +224,11 @@ case("terminal: a line of our own in a file's name", ESCAPED, control=lambda lab
 for what, argv in {"a URL that is asked about": ["why", "ATTACKER", "http://{}.test/"], "a host that is asked for": ["allow", "ATTACKER", "{}.test"],
                    "an id": ["show", "{}"], "a card's file": ["check", "/nowhere/{}.json"], "a command": ["{}"],
                    "a time": ["audit", "--since", "{}"], "an image": ["image", "rm", "{}"]}.items():
-    def told(lab, argv=argv):
-        return b"".join(ran("agentmachine", *[word.format(escape).replace("ATTACKER", lab.attacker.id) for word in argv])[1] for escape in ESCAPES.values())
+    def attack(lab, argv=argv):
+        return any(deceived(ran("agentmachine", *[word.format(escape).replace("ATTACKER", lab.attacker.id) for word in argv])[1], escape)
+                   for escape in ESCAPES.values())
     case(f"terminal: escapes in {what}", ESCAPED, control=lambda lab, argv=argv: obeyed(ran("printf", "%s: not found\n", argv[-1].format(ESCAPES["colours"]))[1]))(
-        lambda lab, told=told: obeyed(told(lab)))
+        attack)
 
 
 # Cards
@@ -238,18 +248,19 @@ def check(lab, text):
     return status, said
 
 
-def accepted(text):
-    """A card that should be refused, and in order."""
+def accepted(text, why):
+    """A card that should be refused, for this reason, and in order."""
     def attack(lab):
         status, said = check(lab, text)
-        return status != 1 or obeyed(said)
+        return status != 1 or obeyed(said) or why.encode() not in said
     return attack
 
 
 def hostile(name, effect, **fields):
-    """`effect` is what the pasted text holds then."""
+    """`effect` is what the pasted text holds then. The fields are one, which the refusal is about."""
+    [field] = fields
     card = {"agent_id": "x", "workspace": "/srv/x"} | fields
-    case(f"card: {name}", TYPES, control=lambda lab: effect in rendered(json.loads(json.dumps(card))))(accepted(json.dumps(card)))
+    case(f"card: {name}", TYPES, control=lambda lab: effect in rendered(json.loads(json.dumps(card))))(accepted(json.dumps(card), f": 1 problem\n  /{field}"))
 
 
 hostile("a bind in a variable", "\nBind=/:/host\n", environment={"A": "1\n[Files]\nBind=/:/host\n#"})
@@ -273,7 +284,7 @@ hostile("a limit below nothing", "MemoryMax=-1M", resource_limits={"memory_mb": 
 hostile("a limit that is no number", "MemoryMax=infinity", resource_limits={"memory_mb": "infinity\n#"})
 
 case("card: a field twice", TYPES, control=lambda lab: json.loads('{"workspace": "/srv/x", "workspace": "/etc"}')["workspace"] == "/etc")(
-    accepted('{"agent_id": "x", "workspace": "/srv/x", "workspace": "/etc"}'))
+    accepted('{"agent_id": "x", "workspace": "/srv/x", "workspace": "/etc"}', "/workspace: is given twice"))
 
 
 def overflows(text):
@@ -285,9 +296,9 @@ def overflows(text):
 
 
 DEEP = '{"agent_id": "x", "workspace": "/srv/x", "environment": ' + '{"A":' * 100000 + "1" + "}" * 100001
-case("card: a hundred thousand levels", TYPES, control=lambda lab: overflows(DEEP))(accepted(DEEP))
+case("card: a hundred thousand levels", TYPES, control=lambda lab: overflows(DEEP))(accepted(DEEP, "nested deeper"))
 case("card: a device that never ends", TYPES, control=lambda lab: ran("timeout", 2, "wc", "/dev/zero")[0] == 124)(
-    lambda lab: ran("timeout", 60, "agentmachine", "check", "/dev/zero")[0] != 1)
+    lambda lab: ran("timeout", 60, "agentmachine", "check", "/dev/zero") != (1, b"read /dev/zero: not a regular file\n"))
 
 INSIDE = "printf '\x1b[31m'"
 
@@ -311,15 +322,11 @@ for verb in (["plan"], ["show", "--json"]):
 
 # Lines of logs
 
-SPEAKER = {"command": ["sh", "-c", "mkfifo /workspace/.say; while :; do cat /workspace/.say; done"]}
-
 
 def say(lab, text):
     """Has the payload write this, and waits until it is in the journal. Returns a word that is in the line after it."""
     token = lab.token()
-    for _ in range(50):
-        if lab.attacker.sh("cat >/workspace/.say", input=text + f"\nend {token}\n".encode()).status == 0:
-            break
+    lab.attacker.prints(text + f"\nend {token}\n".encode())
     deadline = time.monotonic() + 20
     while f"end {token}".encode() not in ran("journalctl", "--quiet", "--output=cat", "--lines=200", f"--unit={lab.attacker.unit}")[1]:
         if time.monotonic() > deadline:
@@ -330,8 +337,11 @@ def say(lab, text):
 
 def logged(lab, text, *argv):
     """What `argv` shows of what the payload wrote."""
-    say(lab, text)
-    return ran(*argv, f"--unit={lab.attacker.unit}" if argv[0] == "journalctl" else lab.attacker.id)[1]
+    token = say(lab, text)
+    said = ran(*argv, f"--unit={lab.attacker.unit}" if argv[0] == "journalctl" else lab.attacker.id)[1]
+    if f"end {token}".encode() not in said:
+        raise RuntimeError(f"{argv} shows nothing of it: {said[-500:]}")
+    return said
 
 
 LOGS = ["agentmachine", "logs", "--lines=50"]
@@ -382,12 +392,20 @@ def asked_for(lab, *argv):
     token = lab.token().encode()
     lab.attacker.send(b"GET http://api.fake.test/" + token + b"\x1b]0;owned\x07\xc2\x9b31m HTTP/1.1\r\nHost: api.fake.test\r\n\r\n")
     lab.attacker.send(b"G\x1b[31m http://api.fake.test/" + token + b" HTTP/1.1\r\nHost: api.fake.test\r\n\r\n")
-    return ran(*argv)[1]
+    deadline = time.monotonic() + 20
+    while token not in (said := ran(*argv)[1]):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{argv} shows nothing of it: {said[-500:]}")
+        lab.pause(0.1)
+    return said
 
 
 def access_log(lab):
-    """As programs that log what they are asked for: http.server of Python before 3.12 among them."""
-    return b'"GET /\x1b]0;owned\x07 HTTP/1.1" 200 -\n'
+    """What there is of a program that logs what it is asked for as it is."""
+    name = f"attack-{lab.token()}"
+    run("logger", "--tag", name, '"GET /\x1b]0;owned\x07 HTTP/1.1" 200')
+    quiet("journalctl", "--sync")
+    return ran("journalctl", "--quiet", "--output=cat", f"SYSLOG_IDENTIFIER={name}")[1]
 
 
 for form in ([], ["--json"]):
