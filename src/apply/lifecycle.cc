@@ -211,13 +211,12 @@ std::optional<std::chrono::seconds> changeTtl(const Settings& settings, const Ma
     const auto units = systemd.listUnits(machine.name().unit());
     if (!run || units.empty() || units[0].active != "active") {
       const bool waits = !units.empty() && units[0].sub.starts_with("auto-restart");
-      const std::string& id = machine.card.id.str();
-      throw Error(waits ? "the machine waits to be started again, and its time goes on: to begin anew, "
-                          "agentmachine start " +
-                              id
-                        : "the machine does not run; `ttl_seconds` of its card counts from its next start: "
-                          "agentmachine start " +
-                              id);
+      throw Error(
+          std::string(waits ? "the machine waits to be started again, and its time goes on: to begin "
+                              "anew, agentmachine start "
+                            : "the machine does not run; `ttl_seconds` of its card counts from its next "
+                              "start: agentmachine start ") +
+          machine.card.id.str() + lastWords(machine.name().unit()));
     }
     const auto now = monotonicNow();
     const auto base = change.kind == TtlChange::Kind::by ? run->ttlDeadline.value_or(now) : now;
