@@ -207,7 +207,7 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
                    .ttlDeadline = {},
                    .leader = 0,
                    .oomKills = oomKills(machine.name()),
-                   .image = machine.allocation.image,
+                   .image = "",
                    .began = began};
   // The TTL counts from the start that somebody asked for: what systemd restarts goes on with the deadline
   // there was, which may have passed meanwhile, or with none if somebody took it away.
@@ -342,14 +342,19 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
                     Systemd& systemd) {
   const auto began = monotonicNow();
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  // From before the first thing that an ended run would not have: `repair` takes such things away.
+  const auto runLock = lockRun(settings, machine);
+  attempt([&] { forgetOlderEnd(paths.state); });
+  // First: if a guard is missing and systemd tries again, the TTL counts from this start, not from that of
+  // the run before. Without the image, which is not to blame for a missing guard.
+  RunRecord record = beginRun(machine, paths, invocation, began, systemd);
+  writeRunRecord(paths.state, record);
   checkGuards(settings, machine, systemd);
   // The last one, if it was killed: this is the unit's start, so nothing of it runs.
   Machined machined(systemd.bus());
   machined.forget(machine.name().str(), machine.name().unit());
   checkUsers(machine, machined);
   const uid_t agent = machine.allocation.uidBase + agentUid;
-  // From before the first thing that an ended run would not have: `repair` takes such things away.
-  const auto runLock = lockRun(settings, machine);
   // Opened once: what was judged is what is mounted.
   const Fd workspace = openWorkspace(machine.card.workspace.str());
   checkWorkspaceLimit(settings, machine, workspace.get());
@@ -371,7 +376,7 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
     watchKey(settings, present, systemd);
     deliverKey(settings, present);
   }
-  const RunRecord record = beginRun(machine, paths, invocation, began, systemd);
+  record.image = machine.allocation.image;
   writeRunRecord(paths.state, record);
   startTtl(settings, machine, record, systemd);
   startIdleTimer(settings, machine, systemd);
