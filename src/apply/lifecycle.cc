@@ -257,10 +257,15 @@ void removeMachine(const Settings& settings, const Machine& machine, Systemd& sy
     endRun(settings, machine, systemd, {.cause = EndCause::person, .by = by});
     const auto stateLock = lockState(settings);
     // It may have been removed, and made again with another address, before its lock was got.
-    if (const auto present = readMachine(settings, machine.card.id))
-      applyPlan(planRemove(*present, settings, removeWorkspace), systemd);
+    const auto present = readMachine(settings, machine.card.id);
+    Plan plan = present ? planRemove(*present, settings, removeWorkspace) : Plan{};
+    // The state goes last: as long as it is there, an `rm` that was killed is run again.
+    const Plan last = plan.empty() ? plan : Plan{std::move(plan.back())};
+    if (!plan.empty()) plan.pop_back();
+    applyPlan(plan, systemd);
     removeRunLocks(settings, machine);
     machineLock.removeFile();
+    applyPlan(last, systemd);
   });
 }
 
