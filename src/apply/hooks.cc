@@ -126,7 +126,13 @@ struct Held {
   Ipv4 address;
 };
 
-/// As prepareMachine wrote it; nothing if it did not, or if the file is damaged.
+void noteHeld(const Settings& settings, const Machine& machine) {
+  const Ipv4 address = machine.allocation.address;
+  writeFileAtomically(machinePaths(settings, machine.card.id, address).held,
+                      std::format("{} {}\n", hostInterface(settings, address), address.str()), 0600);
+}
+
+/// As noteHeld wrote it; nothing if it did not, or if the file is damaged.
 std::optional<Held> readHeld(const AgentId& id) {
   constexpr std::size_t mostBytes = 64;
   const auto text = readFileIfExists(machinePaths({}, id, {}).held, mostBytes);
@@ -154,6 +160,20 @@ void deliverKey(const Settings& settings, const Machine& machine) {
   } catch (...) {
     takeKeyBack(paths);
     throw;
+  }
+}
+
+/// Whether the broker has the key as it reads it, or no key.
+bool isDelivered(const Settings& settings, const Machine& machine) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  const auto content = readFileIfExists(paths.key, 2 * maxKeyBytes);
+  const auto broker = policyFor(machine.card, settings).broker;
+  if (!content || !broker) return true;
+  try {
+    (void)deliveredKey(*content, *broker);
+    return true;
+  } catch (const Error&) {
+    return false;
   }
 }
 
@@ -359,10 +379,7 @@ void prepareMachine(const Settings& settings, const Machine& machine, const std:
   const Fd workspace = openWorkspace(machine.card.workspace.str());
   checkWorkspaceLimit(settings, machine, workspace.get());
   // Before anything is given.
-  writeFileAtomically(paths.held,
-                      std::format("{} {}\n", hostInterface(settings, machine.allocation.address),
-                                  machine.allocation.address.str()),
-                      0600);
+  noteHeld(settings, machine);
   mountMapped(workspace.get(), paths.workspace, {agent, agent});
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
   // Of a stop that was killed.
@@ -485,6 +502,31 @@ void changeKey(const Settings& settings, const Machine& machine, Systemd& system
   } catch (const Error& cause) {
     throw withoutKey(machine, cause);
   }
+}
+
+bool isOfOlderProgram(const Settings& settings, const Machine& machine) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  // Of machines that run alone.
+  if (!std::filesystem::exists(paths.credentials + "/server-password")) return false;
+  return !std::filesystem::exists(paths.held) || !isDelivered(settings, machine);
+}
+
+void adoptRun(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  {
+    const auto lock = lockRun(settings, machine);
+    if (!isUp(machine, systemd)) return;
+    noteHeld(settings, machine);
+  }
+  changeKey(settings, machine, systemd);
+}
+
+void adoptRuns(const Settings& settings) {
+  for (const auto& [id, machine] : readMachineRecords(settings).machines)
+    attempt([&] {
+      if (!isOfOlderProgram(settings, machine)) return;
+      Systemd systemd;
+      adoptRun(settings, machine, systemd);
+    });
 }
 
 void renewKey(const Settings& settings, const Machine& known, Systemd& systemd) {

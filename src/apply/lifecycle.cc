@@ -73,6 +73,19 @@ void checkAddressStays(const Card& card, const Host& host, Systemd& systemd) {
                     found->second.allocation.address.str(), card.id.str()));
 }
 
+/// What an older program, that started the machine, did not give it yet. Returns what went wrong, or "".
+std::string mendRun(const Settings& settings, const Machine& machine, const Remains& remains,
+                    Systemd& systemd, bool dryRun, const std::function<void(const std::string&)>& tell) {
+  try {
+    if (!remains.running.contains(machine.name().str()) || !isOfOlderProgram(settings, machine)) return "";
+    tell("hand over again what " + machine.name().str() + " was given at its start");
+    if (!dryRun) adoptRun(settings, machine, systemd);
+    return "";
+  } catch (const Error& cause) {
+    return cause.what();
+  }
+}
+
 /// A command that was killed between ending a timer and making the next would let a machine live for ever.
 /// Returns what went wrong, or "".
 std::string mendTtl(const Settings& settings, const Machine& machine, const Remains& remains,
@@ -304,6 +317,8 @@ void repairMachines(const Settings& settings, Systemd& systemd, bool dryRun,
   }
   for (const auto& [id, machine] : host.machines) {
     if (const auto plan = planMissing(machine, host, remains, found); !plan.empty()) mend(plan);
+    if (const auto why = mendRun(settings, machine, remains, systemd, dryRun, tell); !why.empty())
+      failures += "\n  " + why;
     if (const auto why = mendTtl(settings, machine, remains, systemd, dryRun, tell); !why.empty())
       failures += "\n  " + why;
   }
