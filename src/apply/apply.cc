@@ -100,7 +100,11 @@ class Application {
   }
 
   void operator()(const StopUnit& action) {
-    systemd_.stop(action.unit);
+    try {
+      systemd_.stop(action.unit);
+    } catch (const Error& cause) {
+      throw Error(cause.what() + lastWords(action.unit));
+    }
     systemd_.resetFailed(action.unit);
   }
 

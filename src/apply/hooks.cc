@@ -126,7 +126,13 @@ struct Held {
   Ipv4 address;
 };
 
-/// As prepareMachine wrote it; nothing if it did not, or if the file is damaged.
+void noteHeld(const Settings& settings, const Machine& machine) {
+  const Ipv4 address = machine.allocation.address;
+  writeFileAtomically(machinePaths(settings, machine.card.id, address).held,
+                      std::format("{} {}\n", hostInterface(settings, address), address.str()), 0600);
+}
+
+/// As noteHeld wrote it; nothing if it did not, or if the file is damaged.
 std::optional<Held> readHeld(const AgentId& id) {
   constexpr std::size_t mostBytes = 64;
   std::optional<std::string> text;
@@ -155,6 +161,20 @@ void deliverKey(const Settings& settings, const Machine& machine) {
   } catch (...) {
     takeKeyBack(paths);
     throw;
+  }
+}
+
+/// Whether the broker has the key as it reads it, or no key.
+bool isDelivered(const Settings& settings, const Machine& machine) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  const auto content = readFileIfExists(paths.key, 2 * maxKeyBytes);
+  const auto broker = policyFor(machine.card, settings).broker;
+  if (!content || !broker) return true;
+  try {
+    (void)deliveredKey(*content, *broker);
+    return true;
+  } catch (const Error&) {
+    return false;
   }
 }
 
@@ -208,7 +228,7 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
                    .ttlDeadline = {},
                    .leader = 0,
                    .oomKills = oomKills(machine.name()),
-                   .image = machine.allocation.image,
+                   .image = "",
                    .began = began};
   // The TTL counts from the start that somebody asked for: what systemd restarts goes on with the deadline
   // there was, which may have passed meanwhile, or with none if somebody took it away.
@@ -347,6 +367,13 @@ void prepareMachine(const Settings& settings, const Machine& known, const std::s
   const auto runLock = lockRun(settings, known);
   const Machine machine = presentMachine(settings, known);
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  // From before the first thing that an ended run would not have: `repair` takes such things away.
+  const auto runLock = lockRun(settings, machine);
+  attempt([&] { forgetOlderEnd(paths.state); });
+  // First: if a guard is missing and systemd tries again, the TTL counts from this start, not from that of
+  // the run before. Without the image, which is not to blame for a missing guard.
+  RunRecord record = beginRun(machine, paths, invocation, began, systemd);
+  writeRunRecord(paths.state, record);
   checkGuards(settings, machine, systemd);
   // The last one, if it was killed: this is the unit's start, so nothing of it runs.
   Machined machined(systemd.bus());
@@ -357,10 +384,7 @@ void prepareMachine(const Settings& settings, const Machine& known, const std::s
   const Fd workspace = openWorkspace(machine.card.workspace.str());
   checkWorkspaceLimit(settings, machine, workspace.get());
   // Before anything is given.
-  writeFileAtomically(paths.held,
-                      std::format("{} {}\n", hostInterface(settings, machine.allocation.address),
-                                  machine.allocation.address.str()),
-                      0600);
+  noteHeld(settings, machine);
   mountMapped(workspace.get(), paths.workspace, {agent, agent});
   writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
   // Of a stop that was killed.
@@ -374,7 +398,7 @@ void prepareMachine(const Settings& settings, const Machine& known, const std::s
     watchKey(settings, present, systemd);
     deliverKey(settings, present);
   }
-  const RunRecord record = beginRun(machine, paths, invocation, began, systemd);
+  record.image = machine.allocation.image;
   writeRunRecord(paths.state, record);
   startTtl(settings, machine, record, systemd);
   startIdleTimer(settings, machine, systemd);
@@ -486,6 +510,31 @@ void changeKey(const Settings& settings, const Machine& machine, Systemd& system
   } catch (const Error& cause) {
     throw withoutKey(machine, cause);
   }
+}
+
+bool isOfOlderProgram(const Settings& settings, const Machine& machine) {
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  // Of machines that run alone.
+  if (!std::filesystem::exists(paths.credentials + "/server-password")) return false;
+  return !std::filesystem::exists(paths.held) || !isDelivered(settings, machine);
+}
+
+void adoptRun(const Settings& settings, const Machine& machine, Systemd& systemd) {
+  {
+    const auto lock = lockRun(settings, machine);
+    if (!isUp(machine, systemd)) return;
+    noteHeld(settings, machine);
+  }
+  changeKey(settings, machine, systemd);
+}
+
+void adoptRuns(const Settings& settings) {
+  for (const auto& [id, machine] : readMachineRecords(settings).machines)
+    attempt([&] {
+      if (!isOfOlderProgram(settings, machine)) return;
+      Systemd systemd;
+      adoptRun(settings, machine, systemd);
+    });
 }
 
 void renewKey(const Settings& settings, const Machine& known, Systemd& systemd) {

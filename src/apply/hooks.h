@@ -49,6 +49,16 @@ void takeKeyBackByRecord(const AgentId& id);
 /// Throws Error if the key is bad: then the machine has none.
 void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd);
 
+/// Whether the machine runs, and lacks something that prepareMachine gives by now: an older program started
+/// it, before the package was replaced.
+bool isOfOlderProgram(const Settings& settings, const Machine& machine);
+
+/// Gives it that. Does nothing if it doesn't run. Throws Error.
+void adoptRun(const Settings& settings, const Machine& machine, Systemd& systemd);
+
+/// Both for all machines, before the proxy asks the helper of this program about them. What fails is logged.
+void adoptRuns(const Settings& settings);
+
 /// Held while the record of the present run is changed: short.
 FileLock lockRun(const Settings& settings, const Machine& machine);
 

@@ -91,6 +91,19 @@ void checkMemoryStays(const Card& card, const Host& host) {
         card.limits.memoryMb, card.id.str()));
 }
 
+/// What an older program, that started the machine, did not give it yet. Returns what went wrong, or "".
+std::string mendRun(const Settings& settings, const Machine& machine, const Remains& remains,
+                    Systemd& systemd, bool dryRun, const std::function<void(const std::string&)>& tell) {
+  try {
+    if (!remains.running.contains(machine.name().str()) || !isOfOlderProgram(settings, machine)) return "";
+    tell("hand over again what " + machine.name().str() + " was given at its start");
+    if (!dryRun) adoptRun(settings, machine, systemd);
+    return "";
+  } catch (const Error& cause) {
+    return cause.what();
+  }
+}
+
 /// A command that was killed between ending a timer and making the next would let a machine live for ever.
 /// Returns what went wrong, or "".
 std::string mendTtl(const Settings& settings, const Machine& machine, const Remains& remains,
@@ -232,13 +245,12 @@ std::optional<std::chrono::seconds> changeTtl(const Settings& settings, const Ma
     const auto units = systemd.listUnits(machine.name().unit());
     if (!run || units.empty() || units[0].active != "active") {
       const bool waits = !units.empty() && units[0].sub.starts_with("auto-restart");
-      const std::string& id = machine.card.id.str();
-      throw Error(waits ? "the machine waits to be started again, and its time goes on: to begin anew, "
-                          "agentmachine start " +
-                              id
-                        : "the machine does not run; `ttl_seconds` of its card counts from its next start: "
-                          "agentmachine start " +
-                              id);
+      throw Error(
+          std::string(waits ? "the machine waits to be started again, and its time goes on: to begin "
+                              "anew, agentmachine start "
+                            : "the machine does not run; `ttl_seconds` of its card counts from its next "
+                              "start: agentmachine start ") +
+          machine.card.id.str() + lastWords(machine.name().unit()));
     }
     const auto now = monotonicNow();
     const auto base = change.kind == TtlChange::Kind::by ? run->ttlDeadline.value_or(now) : now;
@@ -279,10 +291,15 @@ void removeMachine(const Settings& settings, const Machine& machine, Systemd& sy
     endRun(settings, machine, systemd, {.cause = EndCause::person, .by = by});
     const auto stateLock = lockState(settings);
     // It may have been removed, and made again with another address, before its lock was got.
-    if (const auto present = readMachine(settings, machine.card.id))
-      applyPlan(planRemove(*present, settings, removeWorkspace), systemd);
+    const auto present = readMachine(settings, machine.card.id);
+    Plan plan = present ? planRemove(*present, settings, removeWorkspace) : Plan{};
+    // The state goes last: as long as it is there, an `rm` that was killed is run again.
+    const Plan last = plan.empty() ? plan : Plan{std::move(plan.back())};
+    if (!plan.empty()) plan.pop_back();
+    applyPlan(plan, systemd);
     removeRunLocks(settings, machine);
     machineLock.removeFile();
+    applyPlan(last, systemd);
   });
 }
 
@@ -330,6 +347,8 @@ void repairMachines(const Settings& settings, Systemd& systemd, bool dryRun,
         systemd.needsReload(reload.unit, reload.dropIn))
       mend({reload});
     if (!plan.empty()) mend(plan);
+    if (const auto why = mendRun(settings, machine, remains, systemd, dryRun, tell); !why.empty())
+      failures += "\n  " + why;
     if (const auto why = mendTtl(settings, machine, remains, systemd, dryRun, tell); !why.empty())
       failures += "\n  " + why;
   }

@@ -14,6 +14,7 @@
 #include "plan/plan.h"
 #include "system/guest.h"
 #include "system/host.h"
+#include "system/journal.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/pipe.h"
@@ -25,13 +26,18 @@ namespace {
 
 void requireRunning(const Machine& machine, Systemd& systemd) {
   if (systemd.activeState(machine.name().unit()) != "active")
-    throw Error(machine.name().str() + " is not running: agentmachine start " + machine.card.id.str());
+    throw Error(machine.name().str() + " is not running: agentmachine start " + machine.card.id.str() +
+                lastWords(machine.name().unit()));
 }
 
 int execIn(const Machine& machine, const GuestCommand& command, bool terminal, Systemd& systemd) {
-  if (!terminal) return execInMachine(machine.name().str(), command);
-  Machined machined(systemd.bus());
-  return execOnTerminal(machine.name().str(), command, machined);
+  try {
+    if (!terminal) return execInMachine(machine.name().str(), command);
+    Machined machined(systemd.bus());
+    return execOnTerminal(machine.name().str(), command, machined);
+  } catch (const MachineGone& gone) {
+    throw Error(gone.what() + lastWords(machine.name().unit()));
+  }
 }
 
 /// Runs `act` in a child process and returns its status, 128 + signal if one ended it. A signal that would

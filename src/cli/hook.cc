@@ -140,7 +140,9 @@ void addHookCommand(CLI::App& app) {
                       [](const std::string& line) { std::cerr << printable(line) << "\n"; });
   });
   hook->add_subcommand("proxy-config", "of agentmachine-proxy.service")->callback([] {
-    configureProxy(readSettings());
+    const Settings settings = readSettings();
+    configureProxy(settings);
+    adoptRuns(settings);
   });
   hook->add_subcommand("proxy-names", "of agentmachine-dns.service")->callback([] {
     Systemd systemd;

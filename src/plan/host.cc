@@ -91,6 +91,11 @@ std::string checkUser(const std::string& value) {
   return good ? "" : "must be a user name";
 }
 
+std::string checkProxyUser(const std::string& value) {
+  return value == proxyUser ? ""
+                            : std::format("is {} by now, and no setting any more: leave it out", proxyUser);
+}
+
 /// "10.213.0.1/16": the host's own address and the length of the prefix.
 Reader bridgeAddress(Settings& settings) {
   return [&settings](const toml::node& node) -> std::string {
@@ -120,12 +125,14 @@ std::uint32_t hostMask(const Settings& settings) {
 
 Settings parseSettings(std::string_view tomlText, std::string_view source) {
   Settings settings;
-  std::string caFile, program, init;
+  std::string user, caFile, program, init;
   const std::map<std::string, Reader, std::less<>> readers = {
       {"bridge", text(settings.bridge, checkInterface)},
       {"address", bridgeAddress(settings)},
       {"proxy_port", number(settings.proxyPort, 1, 65535)},
       {"broker_port", number(settings.brokerPort, 1, 65535)},
+      // Could be chosen in older programs; what is as it must be keeps nobody from upgrading.
+      {"proxy_user", text(user, checkProxyUser)},
       {"proxy_ca_file", text(caFile, checkPath)},
       {"program", text(program, checkPath)},
       {"init", text(init, checkPath)},

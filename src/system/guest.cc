@@ -25,7 +25,6 @@ const sdbus::ObjectPath object{"/org/agentmachine/Init1"};
 constexpr auto interface = "org.agentmachine.Init1";
 /// What sd-bus answers in the place of a peer that goes away.
 constexpr auto connectionEnded = "org.freedesktop.DBus.Error.NoReply";
-constexpr auto machineEnded = "the machine ended before the command did";
 
 /// A command running in a machine. Its end is an event on `ended`.
 class GuestCall {
@@ -38,7 +37,7 @@ class GuestCall {
     // Joins the machine's namespaces in a child, connects to its bus socket there and hands the socket over.
     sd_bus* bus = nullptr;
     if (const int code = sd_bus_open_system_machine(&bus, machine.c_str()); code < 0)
-      throw errnoError("reach the PID 1 of " + machine, -code);
+      throw MachineGone(errnoError("reach the PID 1 of " + machine, -code).what());
     try {
       connection_ = sdbus::createBusConnection(bus);
       proxy_ = sdbus::createProxy(*connection_, service, object);
@@ -48,16 +47,18 @@ class GuestCall {
           .withTimeout(std::numeric_limits<std::uint64_t>::max())
           .withArguments(command.user, command.argv, command.environment, command.directory, terminal, given)
           .uponReplyInvoke([this](std::optional<sdbus::Error> error, std::int32_t code, bool signaled) {
-            if (error)
-              failure_ = error->getName() == connectionEnded ? machineEnded : error->getMessage();
-            else
+            if (!error)
               status_ = signaled ? 128 + code : code;
+            else if (error->getName() == connectionEnded)
+              gone_ = true;
+            else
+              failure_ = error->getMessage();
             replied_ = true;
             eventfd_write(ended_.get(), 1);
           });
       loop_ = std::make_unique<BusLoop>(*connection_, [this] {
         if (replied_) return;
-        failure_ = machineEnded;
+        gone_ = true;
         eventfd_write(ended_.get(), 1);
       });
     } catch (const sdbus::Error& cause) {
@@ -69,8 +70,9 @@ class GuestCall {
   GuestCall& operator=(const GuestCall&) = delete;
 
   [[nodiscard]] int endedFd() const { return ended_.get(); }
-  /// Only after the event. Throws Error if the machine refused the command.
+  /// Only after the event. Throws Error if the machine refused the command, MachineGone if it ended first.
   [[nodiscard]] int status() const {
+    if (gone_) throw MachineGone("the machine ended before the command did");
     if (!failure_.empty()) throw Error(failure_);
     return status_;
   }
@@ -81,8 +83,8 @@ class GuestCall {
   std::unique_ptr<sdbus::IProxy> proxy_;
   std::string failure_;
   int status_ = 0;
-  bool replied_ = false;
-  std::unique_ptr<BusLoop> loop_;  // its thread writes the three above
+  bool replied_ = false, gone_ = false;
+  std::unique_ptr<BusLoop> loop_;  // its thread writes the four above
 };
 
 /// One direction: bytes from one descriptor to the other, with a buffer in between. Neither may block the

@@ -119,8 +119,10 @@ std::string lastWords(const std::string& unit) {
   std::vector<std::string> command = {"journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=12"};
   command.push_back(id.empty() ? "_SYSTEMD_UNIT=" + unit : "_SYSTEMD_INVOCATION_ID=" + id);
   if (!id.empty()) command.insert(command.end(), {"+", "INVOCATION_ID=" + id});
+  const auto words = trim(runProcess(command).output);
+  if (words.empty()) return "";
   std::string text = "; its last words:";
-  for (const auto& line : split(trim(runProcess(command).output), '\n')) text += "\n  " + line;
+  for (const auto& line : split(words, '\n')) text += "\n  " + line;
   return text + "\n  more: journalctl -u " + unit;
 }
 

@@ -195,6 +195,12 @@ bool endsAfter(const EndRecord& end, const RunRecord& run) {
   return end.invocation == run.invocation || end.at > run.since;
 }
 
+void forgetOlderEnd(const std::string& state) {
+  const auto run = readRunRecord(state);
+  const auto end = readEndRecord(state);
+  if (run && end && !endsAfter(*end, *run)) removeFile(state + "/end.json");
+}
+
 void noteStopReason(const std::string& state, const StopReason& reason) {
   const nlohmann::ordered_json json = {
       {"version", recordVersion}, {"cause", toString(reason.cause)}, {"by", reason.by}};

@@ -23,7 +23,7 @@ struct RunRecord {
   std::optional<std::chrono::microseconds> ttlDeadline;  ///< on CLOCK_MONOTONIC
   pid_t leader = 0;                                      ///< 0 until the machine is connected
   std::uint64_t oomKills = 0;                            ///< that the unit's cgroup had counted before
-  std::string image;  ///< digest of the one it was started from; "" in the record of an older program
+  std::string image;  ///< digest of the one it was started from; "" until all its guards are there
   std::optional<std::chrono::microseconds> began{};  ///< on CLOCK_MONOTONIC, the first hook; for StartTimes
 };
 
@@ -70,6 +70,10 @@ struct EndRecord {
 /// Whether the end is that of the run, or of a start after it that failed before it had a record. One before
 /// it is the end of another run: nobody noted how this one ended.
 bool endsAfter(const EndRecord& end, const RunRecord& run);
+
+/// Removes an end of which endsAfter is false: the run that begins next would be said to come after it.
+/// Throws Error.
+void forgetOlderEnd(const std::string& state);
 
 /// Why a machine is being stopped; noted before, so that the hook that writes the EndRecord knows.
 struct StopReason {

@@ -27,5 +27,6 @@ void registerCardGoldens(const std::filesystem::path& root);
 void registerExportGoldens(const std::filesystem::path& root);
 void registerPlanGoldens(const std::filesystem::path& root);
 void registerCliGoldens(const std::filesystem::path& root);
+void registerStateGoldens(const std::filesystem::path& root);
 
 }  // namespace agentmachine

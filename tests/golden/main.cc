@@ -12,5 +12,6 @@ int main(int argc, char** argv) {
   agentmachine::registerPlanGoldens(argv[1]);
   agentmachine::registerExportGoldens(argv[1]);
   agentmachine::registerCliGoldens(argv[1]);
+  agentmachine::registerStateGoldens(argv[1]);
   return RUN_ALL_TESTS();
 }

@@ -105,6 +105,32 @@ awaitJournal() {
   return $status
 }
 
+# heldAt FILE CMD…: runs CMD beside the script, until just before it opens FILE, which must be there. goOn has it go on,
+# until its end. What it says is in the file `said`; there is a file `did` then if it succeeded.
+heldAt() {
+  local file=$1 line
+  shift
+  heldBy=$(mktemp -u "$PWD/held.XXXXXX")
+  mkfifo "$heldBy"
+  exec {heldTrace}<>"$heldBy"
+  {
+    strace -qqq -o "$heldBy" -P "$file" -e trace=openat -e inject=openat:signal=STOP:when=1 "$@" >said 2>&1 && : >did
+    echo ended >"$heldBy"
+  } &
+  while read -r -t 300 -u "$heldTrace" line; do
+    case $line in *'stopped by SIGSTOP'*) return ;; ended) break ;; esac
+  done
+  echo "$* did not wait: $(cat said)"
+  return 1
+}
+goOn() {
+  local pid line
+  for pid in $(pgrep -x agentmachine); do kill -CONT "$pid" 2>/dev/null || :; done
+  while read -r -t 300 -u "$heldTrace" line; do [[ $line != ended ]] || break; done
+  exec {heldTrace}<&-
+  rm "$heldBy"
+}
+
 # What the proxy decided: its records, for `proxyLog AGENT CURSOR` those of one agent after CURSOR.
 proxyLog() {
   journalctl --quiet --unit=agentmachine-proxy.service --output=cat --after-cursor="$2" "AGENTMACHINE_ID=$1"

@@ -51,6 +51,24 @@ TEST(End, OfARunBeforeIsNotThatOfTheLast) {
   EXPECT_TRUE(endsAfter(end("c", 200), run)) << "a start after it that had no record yet";
 }
 
+TEST(End, OfARunBeforeIsForgottenWhenTheNextBegins) {
+  using std::chrono::sys_seconds, std::chrono::seconds;
+  std::string state = testing::TempDir() + "/ends-XXXXXX";
+  ASSERT_NE(mkdtemp(state.data()), nullptr);
+  forgetOlderEnd(state);
+  const auto run = [](const std::string& invocation, int since) {
+    return RunRecord{.invocation = invocation, .since = sys_seconds(seconds(since))};
+  };
+  writeRunRecord(state, run("a", 100));
+  writeEndRecord(state, {.invocation = "a", .at = sys_seconds(seconds(150))});
+  forgetOlderEnd(state);
+  EXPECT_EQ(readEndRecord(state).value().invocation, "a") << "of the last run";
+  writeRunRecord(state, run("b", 200));
+  forgetOlderEnd(state);
+  EXPECT_FALSE(readEndRecord(state)) << "nobody noted the end of b";
+  std::filesystem::remove_all(state);
+}
+
 TEST(Starts, AreAddedUpAndBegunAnewIfDamaged) {
   using namespace std::chrono_literals;
   std::string state = testing::TempDir() + "/starts-XXXXXX";
