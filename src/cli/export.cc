@@ -1,7 +1,9 @@
 // export: cards for engines other than this host's machines.
 #include <chrono>
 #include <iostream>
+#include <map>
 #include <memory>
+#include <set>
 
 #include "cli/commands.h"
 #include "cli/common.h"
@@ -18,6 +20,9 @@ namespace agentmachine {
 
 namespace {
 
+/// Of what lies where units are put; a larger file is none.
+constexpr std::size_t maxUnitBytes = std::size_t{1} << 20;
+
 /// A value of one of the checked types, or the message of a wrong option.
 template <class Type>
 Type option(const std::string& name, const std::string& text) {
@@ -32,10 +37,13 @@ std::vector<Card> loadCards(const std::vector<std::string>& paths) {
   return cards;
 }
 
+void warn(const std::vector<std::string>& warnings) {
+  for (const auto& warning : warnings) std::cerr << "agentmachine: warning: " << printable(warning) << "\n";
+}
+
 void print(const Exported& exported) {
   std::cout << exported.text;
-  for (const auto& warning : exported.warnings)
-    std::cerr << "agentmachine: warning: " << printable(warning) << "\n";
+  warn(exported.warnings);
 }
 
 struct KubernetesWords {
@@ -102,14 +110,32 @@ void addKubernetes(CLI::App& engines) {
   });
 }
 
+/// What is in `directory` beside the exported files that have an address, and isn't of this export.
+std::map<std::string, std::string> filesBeside(const ExportedFiles& exported,
+                                               const std::filesystem::path& directory) {
+  std::map<std::string, std::string> beside;
+  std::set<std::filesystem::path> places;
+  for (const auto& [name, line] : exported.addresses)
+    places.insert(std::filesystem::path(name).parent_path());
+  for (const auto& place : places) {
+    std::error_code isMissing;
+    for (const auto& entry : std::filesystem::directory_iterator(directory / place, isMissing)) {
+      const std::string name = place / entry.path().filename();
+      if (entry.is_regular_file() && entry.file_size() <= maxUnitBytes && !exported.files.contains(name))
+        beside[name] = readFile(entry.path(), maxUnitBytes);
+    }
+  }
+  return beside;
+}
+
 /// Into `directory`, or all in one text.
 void write(const ExportedFiles& exported, const std::string& directory) {
-  for (const auto& warning : exported.warnings)
-    std::cerr << "agentmachine: warning: " << printable(warning) << "\n";
+  warn(exported.warnings);
   if (directory.empty()) {
     std::cout << inOne(exported);
     return;
   }
+  warn(takenAddresses(exported, filesBeside(exported, directory)));
   for (const auto& [name, content] : exported.files) {
     const auto path = std::filesystem::path(directory) / name;
     std::filesystem::create_directories(path.parent_path());

@@ -164,6 +164,10 @@ std::string socketTemplate(std::string_view what, std::uint16_t port) {
   return file.str();
 }
 
+std::string relayCommand(const std::string& address, std::uint16_t port) {
+  return std::format("/usr/lib/systemd/systemd-socket-proxyd {}:{}", address, port);
+}
+
 std::string relay(const Card& card, std::string_view what, const std::string& address, std::uint16_t port) {
   // Else what listens at the address might be another agent's.
   const auto squid = std::format("agentmachine-bwrap-squid@{}.service", card.id.str());
@@ -175,7 +179,7 @@ std::string relay(const Card& card, std::string_view what, const std::string& ad
       .set("Requires", squid)
       .set("After", squid)
       .section("Service")
-      .set("ExecStart", std::format("/usr/lib/systemd/systemd-socket-proxyd {}:{}", address, port))
+      .set("ExecStart", relayCommand(address, port))
       .set("DynamicUser", "yes")
       .set("ProtectHome", "yes")
       .set("NoNewPrivileges", "yes")
@@ -227,8 +231,9 @@ void addCard(ExportedFiles& result, const Card& card, const std::string& address
   const auto unit = [&](std::string_view name) { return std::format("{}{}", units, name); };
   result.files[unit(std::format("agentmachine-bwrap@{}.service.d/card.conf", id))] =
       agentDropIn(card, options);
-  result.files[unit(std::format("agentmachine-bwrap-proxy@{}.service", id))] =
-      relay(card, "proxy", address, exportedProxyPort);
+  const auto proxyRelay = unit(std::format("agentmachine-bwrap-proxy@{}.service", id));
+  result.files[proxyRelay] = relay(card, "proxy", address, exportedProxyPort);
+  result.addresses[proxyRelay] = "ExecStart=" + relayCommand(address, exportedProxyPort);
   result.files[unit(std::format("agentmachine-bwrap-broker@{}.service", id))] =
       relay(card, "broker", address, exportedBrokerPort);
   // Always there, so that the next export without a key takes it away.

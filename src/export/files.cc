@@ -4,6 +4,7 @@
 #include <set>
 
 #include "util/error.h"
+#include "util/text.h"
 
 namespace agentmachine {
 
@@ -24,6 +25,21 @@ std::string inOne(const ExportedFiles& exported) {
     text += "# FILE " + path + "\n" + content;
   }
   return text;
+}
+
+std::vector<std::string> takenAddresses(const ExportedFiles& exported,
+                                        const std::map<std::string, std::string>& beside) {
+  std::map<std::string, std::string> owners;
+  for (const auto& [path, content] : beside)
+    for (auto& line : split(content, '\n')) owners.emplace(std::move(line), path);
+  std::vector<std::string> warnings;
+  for (const auto& [path, line] : exported.addresses)
+    if (const auto owner = owners.find(line); owner != owners.end())
+      warnings.push_back(
+          std::format("{}: {} has the same address, \"{}\", so only one of them can run; export both cards "
+                      "at once",
+                      path, owner->second, line));
+  return warnings;
 }
 
 std::string unitWord(std::string_view word) {

@@ -12,10 +12,16 @@ namespace agentmachine {
 struct ExportedFiles {
   std::map<std::string, std::string> files{};  ///< content by path, relative to where they are put
   std::vector<std::string> warnings{};         ///< one sentence each, without line breaks
+  /// By path, the line with an address that no other file in its directory may have.
+  std::map<std::string, std::string> addresses{};
 };
 
 /// All in one text: each file after a line "# FILE path".
 std::string inOne(const ExportedFiles& exported);
+
+/// A warning for each address that is in a file of `beside` too, by path: of a card that was exported apart.
+std::vector<std::string> takenAddresses(const ExportedFiles& exported,
+                                        const std::map<std::string, std::string>& beside);
 
 /// One word of a command line in a unit (systemd.service(5), "COMMAND LINES"), or of Environment= in one:
 /// nothing in it is a specifier, a variable or the end of the word.

@@ -333,7 +333,7 @@ void addProbe(Json& container, const Card& card) {
   if (!card.command.empty()) return;
   container["startupProbe"] = {{"exec",
                                 {{"command",
-                                  {"curl", "--silent", "--output", "/dev/null", "--max-time", "5",
+                                  {"curl", "--silent", "--fail", "--output", "/dev/null", "--max-time", "5",
                                    std::format("http://127.0.0.1:{}/config", serverPort)}}}},
                                {"timeoutSeconds", 10},
                                {"periodSeconds", 5},

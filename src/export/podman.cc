@@ -72,6 +72,10 @@ void confine(IniFile& file) {
       .set("LogDriver", "journald");
 }
 
+std::string subnetOf(const Agent& agent) {
+  return std::format("{}/{}", agent.network.str(), 32 - networkBits);
+}
+
 std::string agentNetwork(const Agent& agent) {
   IniFile file;
   file.comment(head(agent.card) + " It leads nowhere, and nobody answers for names.")
@@ -80,7 +84,7 @@ std::string agentNetwork(const Agent& agent) {
       .set("Internal", "true")
       .set("DisableDNS", "true")
       // Without a gateway, or the host would have an address in it.
-      .set("Subnet", std::format("{}/{}", agent.network.str(), 32 - networkBits));
+      .set("Subnet", subnetOf(agent));
   return file.str();
 }
 
@@ -204,6 +208,7 @@ ExportedFiles exportPodman(const std::vector<Card>& cards, const PodmanOptions& 
     // Not where the host, and what else runs on it, could ask the proxy.
     const ProxyPlaces places{.address = agent.proxyAddress()};
     result.files[name + ".network"] = agentNetwork(agent);
+    result.addresses[name + ".network"] = "Subnet=" + subnetOf(agent);
     result.files[proxy + ".network"] = proxyNetwork(agent);
     result.files[proxy + ".container"] = proxyContainer(agent);
     result.files[name + ".container"] = agentContainer(agent);

@@ -146,8 +146,8 @@ constexpr Promise table[] = {
     {"is nobody, on either side: no capability, no way to one, no new namespace",
      "Users of its own, not the host's",
      {{{Kept::weaker,
-        "hostUsers: false, which needs Kubernetes 1.33 and a file system that maps ids; older ones ignore "
-        "it, and --host-users does without"},
+        "hostUsers: false, which needs Kubernetes 1.33 and file systems that map ids; older ones ignore it, "
+        "and --host-users does without"},
        {Kept::weaker, "UserNS=; with a user's Podman the agent is that user outside"},
        {Kept::weaker, "a user namespace, in which the agent is its unit's user"}}},
      always},

@@ -157,6 +157,25 @@ TEST(Export, TwoHundredCardsAtOnceHaveAddressesOfTheirOwn) {
   }
 }
 
+/// Two ids whose hashes lead to one address of 8192.
+TEST(Export, WhatWasExportedApartAndHasTheSameAddressIsWarnedOf) {
+  const auto exported = [](const char* id) {
+    const Json card = {{"agent_id", id}, {"workspace", std::string("/mnt/agents/") + id}};
+    return exportPodman(cardsFrom({{"cards", Json::array({card})}}), {});
+  };
+  const auto one = exported("ada"), other = exported("ora293"), third = exported("bob");
+  EXPECT_EQ(takenAddresses(other, third.files), std::vector<std::string>());
+  EXPECT_EQ(
+      takenAddresses(other, one.files),
+      std::vector<std::string>{
+          "agent-ora293.network: agent-ada.network has the same address, \"Subnet=10.214.109.216/29\", so "
+          "only one of them can run; export both cards at once"});
+  const auto cards =
+      cardsFrom({{"cards", Json::array({{{"agent_id", "eve"}, {"workspace", "/mnt/agents/eve"}}})}});
+  const auto units = exportBwrap(cards, bwrapOptions());
+  EXPECT_EQ(takenAddresses(units, units.files).size(), 1U);
+}
+
 TEST(Export, EveryPromiseIsJudgedAndSaysHow) {
   for (const auto& promise : promises()) {
     for (const auto& [kept, how] : promise.on) {

@@ -129,17 +129,18 @@ decisions() {
     'select(.id == $id and .host == $host) | .decision + " " + .reason' | sort -u
 }
 
-# ask TEXT COMMAND…: has the opencode whose server COMMAND can reach do what TEXT says.
+# ask TEXT COMMAND…: has the opencode whose server COMMAND can reach do what TEXT says. What the server says when it
+# can't is printed.
 ask() {
-  local text=$1 session api=http://127.0.0.1:4096/session
+  local text=$1 said api=http://127.0.0.1:4096/session
   shift
-  local post=(curl -sS --fail-with-body -m 280 -X POST -H 'content-type: application/json')
-  session=$("$@" "${post[@]}" -d '{}' $api | jq -r .id) || return
-  "$@" "${post[@]}" -d "$(jq -n --arg text "$text" '{parts: [{type: "text", text: $text}]}')" "$api/$session/message" |
-    jq -e '.info.error == null'
+  local post=("$@" curl -sS --fail-with-body -m 280 -X POST -H 'content-type: application/json')
+  said=$("${post[@]}" -d '{}' $api) || { echo "$said"; return 1; }
+  said=$("${post[@]}" -d "$(jq -n --arg text "$text" '{parts: [{type: "text", text: $text}]}')" \
+    "$api/$(jq -r .id <<<"$said")/message") && jq -e '.info.error == null' <<<"$said" >/dev/null || { echo "$said"; return 1; }
 }
 
 # looksAround COMMAND…: has it run the probe, with $around as the host's addresses.
 looksAround() {
-  ask "RUN{sh /workspace/engine-probe ${around[*]} >/workspace/found 2>/workspace/errors}END" "$@" >/dev/null
+  ask "RUN{sh /workspace/engine-probe ${around[*]} >/workspace/found 2>/workspace/errors}END" "$@"
 }

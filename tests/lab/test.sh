@@ -130,7 +130,7 @@ exportPart() {
     echo "# not tested: Sandboxes by agent-sandbox's CustomResourceDefinitions; LAB_CRDS names a directory with them"
   fi
   /src/tests/export/check "$decoder" "${crds[@]}" || status=1
-  /src/tests/export/units || status=1
+  /src/tests/export/units "$LAB_STATE/build/src/cli/agentmachine" || status=1
   /src/tests/export/oci "$LAB_STATE/build/src/cli/agentmachine" || status=1
   python3 /src/tests/export/proxy_test.py "$LAB_STATE/build/src/cli/agentmachine" || status=1
   return $status
