@@ -367,8 +367,6 @@ void prepareMachine(const Settings& settings, const Machine& known, const std::s
   const auto runLock = lockRun(settings, known);
   const Machine machine = presentMachine(settings, known);
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  // From before the first thing that an ended run would not have: `repair` takes such things away.
-  const auto runLock = lockRun(settings, machine);
   attempt([&] { forgetOlderEnd(paths.state); });
   // First: if a guard is missing and systemd tries again, the TTL counts from this start, not from that of
   // the run before. Without the image, which is not to blame for a missing guard.
