@@ -120,10 +120,9 @@ std::string lastWords(const std::string& unit) {
   command.push_back(id.empty() ? "_SYSTEMD_UNIT=" + unit : "_SYSTEMD_INVOCATION_ID=" + id);
   if (!id.empty()) command.insert(command.end(), {"+", "INVOCATION_ID=" + id});
   const auto words = trim(runProcess(command).output);
-  if (words.empty()) return "";
-  std::string text = "; its last words:";
-  for (const auto& line : split(words, '\n')) text += "\n  " + line;
-  return text + "\n  more: journalctl -u " + unit;
+  std::string text = words.empty() ? "" : "; its last words:\n" + words;
+  text += "\nmore: journalctl -u " + unit;
+  return join(split(text, '\n'), "\n  ");
 }
 
 JournalTime parseJournalTime(const std::string& text) {

@@ -44,7 +44,7 @@ constexpr std::string_view agentEventMessageId = "5e0f7a4bb1d94b0f8f6f7d1c2a9e6b
 /// there is no journal is no error.
 void tellJournal(const Machine& machine, const AgentEvent& event);
 
-/// For the end of a message about a unit whose job failed: the last lines of the unit's present or last run,
+/// For the end of a message about a unit: the last lines, if there are any, of its present or last run,
 /// and how to see more.
 std::string lastWords(const std::string& unit);
 

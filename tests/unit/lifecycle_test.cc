@@ -5,7 +5,9 @@
 
 #include <gtest/gtest.h>
 
+#include "apply/hooks.h"
 #include "plan/plan.h"
+#include "plan/policy.h"
 #include "plan/repair.h"
 #include "system/run_record.h"
 #include "util/error.h"
@@ -298,6 +300,29 @@ TEST(Repair, TakesAwayWhatNoMachineHas) {
   Host unsure = host;
   unsure.unreadable.emplace("gone", "why");
   EXPECT_EQ(repair(unsure, remains, found), "");
+}
+
+TEST(Upgrade, TellsWhatAnOlderProgramStarted) {
+  Settings settings;
+  settings.runtimeDirectory = testing::TempDir() + "/run-XXXXXX";
+  ASSERT_NE(mkdtemp(settings.runtimeDirectory.data()), nullptr);
+  Machine machine = hostWithAda().machines.at("ada");
+  machine.card.apiKeyFile = AbsolutePath::parse("/etc/key").value();
+  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+  const auto write = [](const std::string& path, const std::string& content) {
+    std::filesystem::create_directories(std::filesystem::path(path).parent_path());
+    writeFileAtomically(path, content, 0600);
+  };
+  EXPECT_FALSE(isOfOlderProgram(settings, machine)) << "it does not run";
+  write(paths.credentials + "/server-password", "word");
+  EXPECT_TRUE(isOfOlderProgram(settings, machine)) << "nothing says what it was given";
+  write(paths.held, "am-2 10.213.0.2\n");
+  EXPECT_FALSE(isOfOlderProgram(settings, machine)) << "its key is bad: it has none";
+  write(paths.key, "sk-1\n");
+  EXPECT_TRUE(isOfOlderProgram(settings, machine)) << "nothing says whose key it is";
+  write(paths.key, renderDeliveredKey(policyFor(machine.card, settings).broker.value(), "sk-1"));
+  EXPECT_FALSE(isOfOlderProgram(settings, machine));
+  std::filesystem::remove_all(settings.runtimeDirectory);
 }
 
 /// What `act` says when it fails.
