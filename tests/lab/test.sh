@@ -180,7 +180,7 @@ part() {
   passed=$((passed + good)) failed=$((failed + bad))
   [[ ! -t 1 ]] || printf '\r\033[K'
   printf '%-10s %4d passed, %d failed, %d s\n' "$name" $good $bad $((SECONDS - start))
-  grep -E '^# not tested: ' "$log" || :
+  grep -E '^# (not tested|nixpkgs): ' "$log" || :
   if [[ $bad -gt 0 ]]; then
     grep -E '^not ok ' "$log"
     sed 's/^/  | /' "$log"
