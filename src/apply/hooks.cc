@@ -527,12 +527,13 @@ void adoptRun(const Settings& settings, const Machine& machine, Systemd& systemd
 }
 
 void adoptRuns(const Settings& settings) {
-  for (const auto& [id, machine] : readMachineRecords(settings).machines)
-    attempt([&] {
+  for (const auto& [id, machine] : readMachineRecords(settings).machines) {
+    attempt([&settings, &machine = machine] {
       if (!isOfOlderProgram(settings, machine)) return;
       Systemd systemd;
       adoptRun(settings, machine, systemd);
     });
+  }
 }
 
 void renewKey(const Settings& settings, const Machine& known, Systemd& systemd) {
