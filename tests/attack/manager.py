@@ -390,8 +390,10 @@ case("audit: a record by an ordinary user of the host", RECORDS,
 
 def asked_for(lab, *argv):
     token = lab.token().encode()
-    lab.attacker.send(b"GET http://api.fake.test/" + token + b"\x1b]0;owned\x07\xc2\x9b31m HTTP/1.1\r\nHost: api.fake.test\r\n\r\n")
-    lab.attacker.send(b"G\x1b[31m http://api.fake.test/" + token + b" HTTP/1.1\r\nHost: api.fake.test\r\n\r\n")
+    lab.attacker.send(b"GET http://api.fake.test/\x1b]0;owned\x07\xc2\x9b31m HTTP/1.1\r\nHost: api.fake.test\r\n\r\n")
+    lab.attacker.send(b"G\x1b[31m http://api.fake.test/ HTTP/1.1\r\nHost: api.fake.test\r\n\r\n")
+    # What was asked for there may not be shown at all; what is asked for after it is.
+    lab.attacker.send(b"GET http://" + token + b".fake.test/ HTTP/1.1\r\nHost: " + token + b".fake.test\r\n\r\n")
     deadline = time.monotonic() + 20
     while token not in (said := ran(*argv)[1]):
         if time.monotonic() > deadline:
