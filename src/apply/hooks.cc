@@ -445,8 +445,8 @@ void proveImage(const Settings& settings, const Machine& machine, bool server, S
 void releaseMachine(const Settings& settings, const Machine& machine, EndRecord end) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   // Whatever fails, the rest is done, and the hook ends well: a full disk or a bus that is gone makes no run
-  // that ended well a failure, which systemd would start again.
-  // The settings may be others by now.
+  // that ended well a failure, which systemd would start again. What was noted counts: the settings may be
+  // others by now.
   const auto held = readHeld(machine.card.id);
   takeBack(
       settings, machine.name(), paths,
