@@ -285,7 +285,7 @@ void judgeEnd(const MachineName& machine, const MachinePaths& paths, EndRecord& 
   } catch (const Error& problem) {
     // Nobody to ask: the host goes down.
     end.cause = end.result == "success" ? EndCause::shutdown : EndCause::payload;
-    spdlog::warn("{}", problem.what());
+    spdlog::warn("{}", printable(problem.what()));
   }
 }
 
@@ -624,7 +624,7 @@ bool expireByRecord(const AgentId& id, Systemd& systemd) {
     if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) return false;
     noteStopReason(state, {.cause = EndCause::ttl, .by = ""});
   } catch (const Error& problem) {
-    spdlog::warn("{}", problem.what());
+    spdlog::warn("{}", printable(problem.what()));
   }
   const auto unit = MachineName(id).unit();
   systemd.stopForSure(unit);

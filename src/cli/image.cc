@@ -23,6 +23,7 @@
 #include "system/systemd.h"
 #include "util/error.h"
 #include "util/fd.h"
+#include "util/sha256.h"
 #include "util/text.h"
 
 namespace agentmachine {

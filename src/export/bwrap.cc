@@ -8,6 +8,7 @@
 #include "plan/host.h"
 #include "plan/ini.h"
 #include "plan/machine.h"
+#include "plan/nspawn.h"
 #include "plan/opencode.h"
 #include "plan/unit.h"
 #include "util/error.h"
@@ -19,7 +20,6 @@ namespace {
 
 constexpr std::uint32_t loopbackBase = 0x7fd60000;  // 127.214.0.0/16, an address each
 constexpr std::uint32_t loopbackSlots = 65534;
-constexpr std::uint64_t leastScratchMb = 16;
 constexpr std::string_view units = "etc/systemd/system/";
 constexpr std::string_view configs = "etc/agentmachine/bwrap/";
 
@@ -55,10 +55,10 @@ std::vector<std::string> sandbox(const Card& card, const BwrapOptions& options, 
       options.root.str(), "/", "--proc", "/proc", "--dev", "/dev",
       // It is the agent's, and has no limit of its size.
       "--remount-ro", "/dev", "--size", bytes(leastScratchMb), "--perms", "1777", "--tmpfs", "/dev/shm",
-      "--size", bytes(limits.tmpMb.value_or(limits.memoryMb / 4)), "--perms", "1777", "--tmpfs", "/tmp",
-      "--size", bytes(std::max(limits.memoryMb / 10, leastScratchMb)), "--perms", "1777", "--tmpfs",
-      "/home/agent", "--size", bytes(leastScratchMb), "--tmpfs", "/run", "--bind", card.workspace.str(),
-      "/workspace", "--ro-bind", configOf(card.id), "/etc/opencode/opencode.json"};
+      "--size", bytes(tmpSizeMb(limits)), "--perms", "1777", "--tmpfs", "/tmp", "--size",
+      bytes(homeSizeMb(limits)), "--perms", "1777", "--tmpfs", "/home/agent", "--size", bytes(leastScratchMb),
+      "--tmpfs", "/run", "--bind", card.workspace.str(), "/workspace", "--ro-bind", configOf(card.id),
+      "/etc/opencode/opencode.json"};
   if (card.apiKeyFile && card.apiKeyDelivery == KeyDelivery::credential)
     append(words, {"--ro-bind", key, std::string(agentKeyFile)});
   words.emplace_back("--clearenv");

@@ -10,6 +10,7 @@
 #include "export/proxy.h"
 #include "export/yaml.h"
 #include "plan/machine.h"
+#include "plan/nspawn.h"
 #include "plan/opencode.h"
 #include "util/error.h"
 #include "util/sha256.h"
@@ -23,10 +24,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::string_view account = "opencode-agent";
 /// Of the proxy, in its image and here: another one than the agent's.
-constexpr std::uint32_t proxyUid = 65531;
 constexpr std::uint64_t defaultDiskGib = 100;  // the seed's; nobody enforces it on a directory of the node
-constexpr std::uint64_t leastScratchMb = 16;
-constexpr int retries = 9;  ///< a machine gives up after ten starts, too
+constexpr int retries = 9;                     ///< a machine gives up after ten starts, too
 
 std::string mebibytes(std::uint64_t number) {
   return std::format("{}Mi", number);
@@ -82,13 +81,10 @@ Json object(std::string_view version, std::string_view kind, Json metadata) {
 /// pods: a policy that is tighter must not wait for the next restart. A digest, because annotations have a
 /// limit.
 Json podMetadata(const Agent& agent, std::string_view role) {
-  Sha256 digest;
-  const std::string card = toJson(agent.card);
-  digest.add(card.data(), card.size());
   return {{"labels", labels(agent, role)},
           {"annotations",
            {{"agentmachine.org/version", AGENTMACHINE_VERSION},
-            {"agentmachine.org/card", "sha256:" + digest.hex()}}}};
+            {"agentmachine.org/card", "sha256:" + sha256(toJson(agent.card))}}}};
 }
 
 Json podSecurity(std::uint32_t user) {
@@ -352,8 +348,8 @@ Json agentPod(const Agent& agent, std::string_view restartPolicy) {
                               {"readOnly", true}}});
   Json volumes =
       Json::array({{{"name", "workspace"}, {"persistentVolumeClaim", {{"claimName", agent.name()}}}},
-                   memoryVolume("tmp", limits.tmpMb.value_or(limits.memoryMb / 4)),
-                   memoryVolume("home", std::max(limits.memoryMb / 10, leastScratchMb)),
+                   memoryVolume("tmp", tmpSizeMb(limits)),
+                   memoryVolume("home", homeSizeMb(limits)),
                    {{"name", "config"}, {"configMap", {{"name", agent.name()}}}}});
   if (card.apiKeyFile && card.apiKeyDelivery == KeyDelivery::credential) {
     mounts.push_back({{"name", "key"}, {"mountPath", agentKeyDirectory}, {"readOnly", true}});

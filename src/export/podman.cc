@@ -10,6 +10,7 @@
 #include "plan/host.h"
 #include "plan/ini.h"
 #include "plan/machine.h"
+#include "plan/nspawn.h"
 #include "plan/opencode.h"
 #include "plan/unit.h"
 #include "util/error.h"
@@ -18,8 +19,6 @@ namespace agentmachine {
 
 namespace {
 
-constexpr std::uint32_t proxyUid = 65531;
-constexpr std::uint64_t leastScratchMb = 16;
 /// What Podman has to take a container apart, beyond what the card gives the agent to end.
 constexpr int ownStopSeconds = 10;
 constexpr unsigned networkBits = 3;  ///< each agent's network has eight addresses
@@ -177,8 +176,8 @@ std::string agentContainer(const Agent& agent) {
       .set("Volume", std::format("{}:/workspace:rw,nosuid,nodev{}", card.workspace.str(),
                                  options.rootful ? ",idmap" : ""))
       .set("Volume", std::format("./{}/opencode.json:/etc/opencode/opencode.json:ro,Z", name))
-      .set("Tmpfs", tmpfs("/tmp", limits.tmpMb.value_or(limits.memoryMb / 4), "mode=1777"))
-      .set("Tmpfs", tmpfs("/home/agent", std::max(limits.memoryMb / 10, leastScratchMb), "mode=1777"))
+      .set("Tmpfs", tmpfs("/tmp", tmpSizeMb(limits), "mode=1777"))
+      .set("Tmpfs", tmpfs("/home/agent", homeSizeMb(limits), "mode=1777"))
       // The card's, and catatonit, which is PID 1.
       .set("PidsLimit", std::to_string(limits.maxProcesses + 1))
       .set("Ulimit", std::format("nofile={0}:{0}", limits.maxOpenFiles))

@@ -12,6 +12,8 @@ namespace agentmachine {
 
 /// Where it listens: for requests and tunnels, and for what goes to the provider.
 constexpr std::uint16_t exportedProxyPort = 3128, exportedBrokerPort = 8081;
+/// Whom it runs as, where the engine lets that be chosen.
+constexpr std::uint32_t proxyUid = 65531;
 /// Where it listens, finds its configuration and the key, and writes. What it writes to must be its own.
 struct ProxyPlaces {
   std::string address{};                             ///< IPv4; "" is every one it has

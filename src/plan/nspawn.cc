@@ -16,9 +16,6 @@ namespace {
 constexpr auto initInside = "/usr/lib/agentmachine/init";
 constexpr auto credentialsInside = "/run/agentmachine/credentials";
 
-/// A home that git, curl and a shell can use.
-constexpr std::uint64_t leastScratchMb = 16;
-
 // What PID 1 needs to start the payload as `agent`, hand it its terminal and end it. The payload has none of
 // them.
 constexpr auto keptCapabilities = {"CAP_CHOWN", "CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"};
@@ -120,9 +117,9 @@ std::string renderNspawnSettings(const Machine& machine, const Settings& setting
       .set("BindReadOnly", std::format("{}:{}:idmap", paths.notices, noticesDirectory))
       .set("Bind", paths.workspace + ":/workspace")
       // Without /run, which is root's alone: these are all the places that the agent can write.
-      .set("TemporaryFileSystem", scratch("/tmp", card.limits.tmpMb.value_or(card.limits.memoryMb / 4)))
-      .set("TemporaryFileSystem", scratch("/home/agent", std::max(card.limits.memoryMb / 10, leastScratchMb)))
-      .set("TemporaryFileSystem", scratch("/dev/shm", std::max(card.limits.memoryMb / 10, leastScratchMb)));
+      .set("TemporaryFileSystem", scratch("/tmp", tmpSizeMb(card.limits)))
+      .set("TemporaryFileSystem", scratch("/home/agent", homeSizeMb(card.limits)))
+      .set("TemporaryFileSystem", scratch("/dev/shm", homeSizeMb(card.limits)));
   if (card.apiKeyDelivery == KeyDelivery::credential)
     file.set("BindReadOnly", std::format("{}:{}:idmap", directoryOf(paths.agentKey), agentKeyDirectory));
   file.section("Network")

@@ -336,10 +336,4 @@ Unpacked unpack(int archiveFd, const fs::path& directory, const UnpackLimits& li
   return unpacker.finish();
 }
 
-std::string sha256(std::string_view text) {
-  Sha256 hash;
-  hash.add(text.data(), text.size());
-  return hash.hex();
-}
-
 }  // namespace agentmachine

@@ -35,7 +35,4 @@ using UnpackProgress = std::function<void(std::uint64_t done, std::uint64_t tota
 Unpacked unpack(int archive, const std::filesystem::path& directory, const UnpackLimits& limits = {},
                 const UnpackProgress& progress = {});
 
-/// Lower case hexadecimal SHA-256 of `text`.
-std::string sha256(std::string_view text);
-
 }  // namespace agentmachine

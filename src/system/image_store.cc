@@ -18,6 +18,7 @@
 #include "util/fd.h"
 #include "util/file.h"
 #include "util/lock.h"
+#include "util/sha256.h"
 #include "util/text.h"
 
 namespace agentmachine {

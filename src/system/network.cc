@@ -194,7 +194,7 @@ Settings presentOr(const Settings& known) {
   try {
     return readSettings();
   } catch (const Error& problem) {
-    spdlog::warn("{}", problem.what());
+    spdlog::warn("{}", printable(problem.what()));
     return known;
   }
 }
@@ -308,7 +308,7 @@ void bringNetworkUp(const Settings& settings) {
         runChecked({"ip", "link", "set", "dev", port, "up"});
       } catch (const Error& problem) {
         // It has ended meanwhile; if not, it is cut off.
-        spdlog::warn("connect {} again: {}", machine.name().str(), problem.what());
+        spdlog::warn("connect {} again: {}", machine.name().str(), printable(problem.what()));
       }
     }
   });

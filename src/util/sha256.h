@@ -1,4 +1,4 @@
-// SHA-256 of what comes in pieces. No domain words.
+// SHA-256. No domain words.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -6,6 +6,7 @@
 #include <format>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include <openssl/evp.h>
 
@@ -13,6 +14,7 @@
 
 namespace agentmachine {
 
+/// Of what comes in pieces.
 class Sha256 {
  public:
   Sha256() { check(EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr)); }
@@ -36,5 +38,12 @@ class Sha256 {
   }
   std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_{EVP_MD_CTX_new(), EVP_MD_CTX_free};
 };
+
+/// Lower case hexadecimal SHA-256 of `text`.
+inline std::string sha256(std::string_view text) {
+  Sha256 hash;
+  hash.add(text.data(), text.size());
+  return hash.hex();
+}
 
 }  // namespace agentmachine

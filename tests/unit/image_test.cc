@@ -17,6 +17,7 @@
 #include "util/error.h"
 #include "util/fd.h"
 #include "util/file.h"
+#include "util/sha256.h"
 
 namespace agentmachine {
 namespace {
