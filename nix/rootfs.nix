@@ -97,6 +97,7 @@ let
     # opencode.json over the empty one.
     printf '%s\n' node_modules package.json package-lock.json bun.lock .gitignore > etc/opencode/.gitignore
     printf '{}\n' > etc/opencode/opencode.json
+    install -D -m 444 ${./permissions.js} etc/opencode/plugin/permissions.js
 
     ln -s ${cacert}/etc/ssl/certs/ca-bundle.crt etc/ssl/certs/ca-bundle.crt
     ln -s ca-bundle.crt etc/ssl/certs/ca-certificates.crt

@@ -12,6 +12,7 @@ lib.fileset.toSource {
     ../units
     ./default.nix
     ./image.nix
+    ./permissions.js
     ./rootfs.nix
     ./without-scripts.nix
   ];

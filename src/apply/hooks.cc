@@ -1,23 +1,21 @@
 #include "apply/hooks.h"
 
-#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <format>
-#include <functional>
 #include <sstream>
 #include <thread>
 
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "apply/apply.h"
 #include "apply/idle.h"
-#include "plan/policy.h"
-#include "system/api_key.h"
+#include "apply/key.h"
+#include "apply/run.h"
+#include "apply/ttl.h"
 #include "system/cgroup.h"
 #include "system/clock.h"
 #include "system/guest_limits.h"
@@ -38,10 +36,6 @@
 namespace agentmachine {
 
 namespace {
-
-std::chrono::sys_seconds now() {
-  return std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
-}
 
 /// 128 bits from the kernel, in hex.
 std::string randomPassword() {
@@ -100,130 +94,13 @@ void checkWorkspaceLimit(const Settings& settings, const Machine& machine, int d
   });
 }
 
-/// Does a step that keeps no other one from being done when it fails.
-void attempt(const std::function<void()>& step) {
-  try {
-    step();
-  } catch (const std::exception& problem) {
-    spdlog::warn("{}", printable(problem.what()));
-  }
-}
-
-/// Held while a machine's key is delivered or taken back, so that a key that changes just then can't outlive
-/// the run.
-FileLock lockKey(const Settings& settings, const MachineName& machine) {
-  return FileLock(settings.runtimeDirectory + "/lock/key-" + machine.str());
-}
-
-void takeKeyBack(const MachinePaths& paths) {
-  removeFile(paths.key);
-  removeFile(paths.agentKey);
-}
-
-/// What a run is given on the host under names that only card and settings tell.
-struct Held {
-  std::string interface;
-  Ipv4 address;
-};
-
-void noteHeld(const Settings& settings, const Machine& machine) {
-  const Ipv4 address = machine.allocation.address;
-  writeFileAtomically(machinePaths(settings, machine.card.id, address).held,
-                      std::format("{} {}\n", hostInterface(settings, address), address.str()), 0600);
-}
-
-/// As noteHeld wrote it; nothing if it did not, or if the file is damaged.
-std::optional<Held> readHeld(const AgentId& id) {
-  constexpr std::size_t mostBytes = 64;
-  std::optional<std::string> text;
-  attempt([&] { text = readFileIfExists(machinePaths({}, id, {}).held, mostBytes); });
-  const auto words = split(trim(text.value_or("")), ' ');
-  const auto address = words.size() == 2 ? Ipv4::parse(words[1]) : std::nullopt;
-  return address ? std::optional(Held{words[0], *address}) : std::nullopt;
-}
-
-/// To the broker or to the agent, as the card says. Without a good key there is none afterwards: who removes
-/// or empties a key file wants it to be used no more, and an old one that goes on working would hide the
-/// fault until the next start.
-void deliverKey(const Settings& settings, const Machine& machine) {
-  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  try {
-    if (!machine.card.apiKeyFile) return takeKeyBack(paths);
-    const auto key = readApiKey(*machine.card.apiKeyFile);
-    if (machine.card.apiKeyDelivery == KeyDelivery::broker) {
-      const auto broker = policyFor(machine.card, settings).broker.value();
-      writeFileAtomically(paths.key, renderDeliveredKey(broker, key), 0440, FileOwner{0, proxyGroup()});
-      removeFile(paths.agentKey);
-    } else {
-      writeFileAtomically(paths.agentKey, key, 0400, FileOwner{agentUid, agentUid});
-      removeFile(paths.key);
-    }
-  } catch (...) {
-    takeKeyBack(paths);
-    throw;
-  }
-}
-
-/// Whether the broker has the key as it reads it, or no key.
-bool isDelivered(const Settings& settings, const Machine& machine) {
-  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  const auto content = readFileIfExists(paths.key, 2 * maxKeyBytes);
-  const auto broker = policyFor(machine.card, settings).broker;
-  if (!content || !broker) return true;
-  try {
-    (void)deliveredKey(*content, *broker);
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
-/// Has the key's file watched, if there is one. To be called before deliverKey: then no change falls between
-/// the two.
-void watchKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
-  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  if (machine.card.apiKeyFile)
-    systemd.startWatch(paths.keyWatch, "API key of agent " + machine.card.id.str(),
-                       machine.card.apiKeyFile->str());
-  else
-    systemd.stop(paths.keyWatch);
-}
-
-/// The machine by now. The caller holds lockKey or lockRun: of two, the later has the later card.
-Machine presentMachine(const Settings& settings, const Machine& machine) {
-  auto found = readMachine(settings, machine.card.id);
-  if (!found) throw Error("the machine was removed just now");
-  return *std::move(found);
-}
-
-/// Whether it is between prepareMachine and releaseMachine, as far as systemd knows. To be asked while
-/// lockKey is held: a machine that ends after this takes the key back when we are done.
-bool isUp(const Machine& machine, Systemd& systemd) {
-  const auto units = systemd.listUnits(machine.name().unit());
-  return !units.empty() && (units[0].active == "active" || units[0].active == "activating") &&
-         !units[0].sub.starts_with("auto-restart");
-}
-
-Error withoutKey(const Machine& machine, const Error& cause) {
-  return Error(std::format("{}; agent {} has no key until the file is good again", cause.what(),
-                           machine.card.id.str()));
-}
-
-/// What tells one state of a file from another, without reading it.
-std::string stateOf(const std::string& path) {
-  struct stat st{};
-  if (stat(path.c_str(), &st) < 0) return "absent";
-  return std::format("{}:{}:{}:{}.{}:{}.{}", st.st_dev, st.st_ino, st.st_size, st.st_mtim.tv_sec,
-                     st.st_mtim.tv_nsec, st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
-}
-
 /// The record of the run that begins now.
 RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std::string& invocation,
                    std::chrono::microseconds began, Systemd& systemd) {
   RunRecord record{.invocation = invocation,
                    .boot = bootId(),
-                   .since = now(),
-                   .asked = now(),
+                   .since = wallClock(),
+                   .asked = wallClock(),
                    .restarts = systemd.restarts(machine.name().unit()),
                    .ttlDeadline = {},
                    .leader = 0,
@@ -245,23 +122,12 @@ RunRecord beginRun(const Machine& machine, const MachinePaths& paths, const std:
   return record;
 }
 
-constexpr std::chrono::seconds longestWarning{60}, timersAccuracy{1};
-
 /// Well below the time that systemd gives a unit for its end.
 constexpr std::chrono::seconds longestSync{5};
 
-/// The times at which the TTL's timer fires: for the warning, a minute before the end or a tenth of what is
-/// left, and for the end.
-std::vector<std::chrono::microseconds> timesOfTtl(std::chrono::microseconds deadline) {
-  constexpr std::chrono::seconds shortestWarning{2};
-  const auto ahead = std::min<std::chrono::microseconds>(longestWarning, (deadline - monotonicNow()) / 10);
-  if (ahead < shortestWarning) return {deadline};
-  return {deadline - ahead, deadline};
-}
-
 /// Why the run ended, as far as systemd's words for it leave that open.
 void judgeEnd(const MachineName& machine, const MachinePaths& paths, EndRecord& end) {
-  end.at = now();
+  end.at = wallClock();
   std::optional<RunRecord> run;
   attempt([&] { run = readRunRecord(paths.state); });
   try {
@@ -335,24 +201,11 @@ void judgeImage(const Settings& settings, const Machine& machine, const EndRecor
   settleImage(settings, machine, run->image, end.result == "success", systemd);
 }
 
-void tellOfEnd(const Machine& machine, const EndRecord& end) {
-  const bool failed =
-      end.cause == EndCause::start || (end.cause == EndCause::payload && end.result != "success");
-  tellJournal(machine, {.event = "end",
-                        .message = "end of its run: " + describe(end),
-                        .by = end.by,
-                        .cause = std::string(toString(end.cause)),
-                        .isWarning = failed || end.oomKills > 0});
-}
-
 /// What prepareMachine and connectMachine gave the run; `held` only if that is known. Whatever fails, the
 /// rest is done. What is left `doctor` tells and `repair` takes away.
 void takeBack(const Settings& settings, const MachineName& machine, const MachinePaths& paths,
               const std::optional<Held>& held) {
-  attempt([&] {
-    const auto lock = lockKey(settings, machine);
-    takeKeyBack(paths);
-  });
+  attempt([&] { takeKeyBack(settings, machine, paths); });
   attempt([&] { removeFile(paths.credentials + "/server-password"); });
   attempt([&] { unmountMapped(paths.workspace); });
   if (held) attempt([&] { removePort(held->interface, held->address); });
@@ -390,12 +243,7 @@ void prepareMachine(const Settings& settings, const Machine& known, const std::s
   applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, proxyGroup()}},
              MakeDirectory{paths.notices, 0755, {}}},
             systemd);
-  {
-    const auto lock = lockKey(settings, machine.name());
-    const Machine present = presentMachine(settings, machine);
-    watchKey(settings, present, systemd);
-    deliverKey(settings, present);
-  }
+  giveKey(settings, machine, systemd);
   record.image = machine.allocation.image;
   writeRunRecord(paths.state, record);
   startTtl(settings, machine, record, systemd);
@@ -492,24 +340,6 @@ void releaseByRecord(const AgentId& id, EndRecord end) {
   });
 }
 
-void takeKeyBackByRecord(const AgentId& id) {
-  const auto held = readHeld(id);
-  const auto lock = lockKey({}, MachineName(id));
-  takeKeyBack(machinePaths({}, id, held ? held->address : Ipv4{}));
-}
-
-void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
-  const auto lock = lockKey(settings, machine.name());
-  if (!isUp(machine, systemd)) return;
-  const Machine present = presentMachine(settings, machine);
-  watchKey(settings, present, systemd);
-  try {
-    deliverKey(settings, present);
-  } catch (const Error& cause) {
-    throw withoutKey(machine, cause);
-  }
-}
-
 bool isOfOlderProgram(const Settings& settings, const Machine& machine) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   // Of machines that run alone.
@@ -536,150 +366,8 @@ void adoptRuns(const Settings& settings) {
   }
 }
 
-void renewKey(const Settings& settings, const Machine& known, Systemd& systemd) {
-  const auto lock = lockKey(settings, known.name());
-  if (!isUp(known, systemd)) return;
-  const Machine machine = presentMachine(settings, known);
-  if (!machine.card.apiKeyFile) return;
-  const std::string file = machine.card.apiKeyFile->str();
-  // systemd doesn't watch while this runs, so a change meanwhile is looked for here.
-  for (std::string state;;) {
-    state = stateOf(file);
-    try {
-      deliverKey(settings, machine);
-    } catch (const Error& cause) {
-      if (state == stateOf(file)) throw withoutKey(machine, cause);
-      continue;
-    }
-    if (state != stateOf(file)) continue;
-    return tellJournal(machine,
-                       {.event = "key", .message = "its key file changed; the key was handed over again"});
-  }
-}
-
 void mountWorkspace(const Settings& settings, const AbsolutePath& workspace) {
   mountImage(imagePath(settings, workspace), workspace.str());
-}
-
-FileLock lockRun(const Settings& settings, const Machine& machine) {
-  return FileLock(settings.runtimeDirectory + "/lock/run-" + machine.name().str());
-}
-
-void removeRunLocks(const Settings& settings, const Machine& machine) {
-  lockKey(settings, machine.name()).removeFile();
-  lockRun(settings, machine).removeFile();
-}
-
-void startTtl(const Settings& settings, const Machine& machine, const RunRecord& record, Systemd& systemd) {
-  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  removeFile(paths.notices + "/warning");
-  if (!record.ttlDeadline) {
-    systemd.stop(paths.ttlTimer);
-    return removeFile(paths.notices + "/ends-at");
-  }
-  systemd.startTimer(paths.ttlTimer, "TTL of agent " + machine.card.id.str(),
-                     timesOfTtl(*record.ttlDeadline));
-  writeFileAtomically(paths.notices + "/ends-at", inUtc(*record.ttlDeadline) + "\n", 0644);
-}
-
-void expireMachine(const Settings& settings, const Machine& machine, Systemd& systemd) {
-  constexpr std::chrono::seconds sureToBeOver{10};
-  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  for (;;) {
-    std::optional<RunRecord> run;
-    bool longer = false;
-    try {
-      const auto lock = lockRun(settings, machine);
-      run = readRunRecord(paths.state);
-      if (run && !run->ttlDeadline) return;  // it was taken away just now
-      longer = run && *run->ttlDeadline - monotonicNow() > longestWarning + timersAccuracy;
-      if (longer) return startTtl(settings, machine, *run, systemd);  // it was made so just now
-      if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) {
-        const auto message = std::format("its TTL ends at {}, then it is stopped", inUtc(*run->ttlDeadline));
-        tellJournal(machine, {.event = "ttl-warning", .message = message, .isWarning = true});
-        writeFileAtomically(paths.notices + "/warning",
-                            std::format("agent {}: {}\n", machine.card.id.str(), message), 0644);
-      }
-    } catch (const Error& problem) {
-      // There is no timer any more: systemd has this tried again.
-      if (longer) throw;
-      // Neither a full disk nor a bad record makes a machine live longer.
-      spdlog::warn("{}", printable(problem.what()));
-    }
-    const auto left = run ? *run->ttlDeadline - monotonicNow() : std::chrono::microseconds(0);
-    if (left <= timersAccuracy) break;
-    // The timer of the end does not start this once more while it runs, nor while systemd has yet to see that
-    // it is over.
-    if (left > sureToBeOver) return;
-    std::this_thread::sleep_for(left);
-  }
-  endRun(settings, machine, systemd, {.cause = EndCause::ttl, .by = ""});
-}
-
-bool expireByRecord(const AgentId& id, Systemd& systemd) {
-  const auto state = machinePaths({}, id, {}).state;
-  try {
-    const auto run = readRunRecord(state);
-    if (run && !run->ttlDeadline) return true;  // it was taken away just now
-    if (run && *run->ttlDeadline - monotonicNow() > timersAccuracy) return false;
-    noteStopReason(state, {.cause = EndCause::ttl, .by = ""});
-  } catch (const Error& problem) {
-    spdlog::warn("{}", printable(problem.what()));
-  }
-  const auto unit = MachineName(id).unit();
-  systemd.stopForSure(unit);
-  // Its last hook could not read them either.
-  systemd.resetFailed(unit);
-  spdlog::warn("agent {} was stopped at the end of its TTL", id.str());
-  return true;
-}
-
-void endRun(const Settings& settings, const Machine& machine, Systemd& systemd, const StopReason& reason,
-            std::optional<std::chrono::seconds> timeout) {
-  const std::string unit = machine.name().unit();
-  const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-  const std::string& state = paths.state;
-  const auto found = systemd.listUnits(unit);
-  if (found.empty() || found[0].active == "inactive" || found[0].active == "failed") {
-    // A start that waits for others, at boot for one, is called off.
-    if (!systemd.job(unit).empty()) systemd.stop(unit);
-    return;
-  }
-  const bool waits = found[0].sub.starts_with("auto-restart");
-  // A full disk keeps nobody from stopping.
-  attempt([&] { noteStopReason(state, reason); });
-  try {
-    // A start that is asked for before the stop begins would have the machine go on, without an end.
-    if (reason.cause == EndCause::ttl)
-      systemd.stopForSure(unit);
-    else
-      systemd.stop(unit, timeout);
-  } catch (const Error& cause) {
-    // It goes on, and will end for another reason.
-    attempt([&] {
-      if (systemd.activeState(unit) == "active") (void)takeStopReason(state);
-    });
-    throw Error(cause.what() + lastWords(unit));
-  }
-  systemd.resetFailed(unit);
-  attempt([&] {
-    // No hook took the reason. One that waited to be started again ended before; else the hook was killed, or
-    // had told of an end that came first.
-    const auto left = takeStopReason(state);
-    if (!left) return;
-    systemd.stop(paths.ttlTimer);
-    const auto run = readRunRecord(state);
-    auto end = readEndRecord(state);
-    const bool told = end && (!run || endsAfter(*end, *run));
-    if (told && !waits) return;
-    if (!told && run) end = EndRecord{.invocation = run->invocation};
-    if (!end) return;
-    end->cause = left->cause;
-    end->by = left->by;
-    end->at = now();
-    tellOfEnd(machine, *end);
-    writeEndRecord(state, *end);
-  });
 }
 
 }  // namespace agentmachine

@@ -6,7 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "apply/hooks.h"
+#include "apply/run.h"
 #include "system/cgroup.h"
 #include "system/clock.h"
 #include "system/journal.h"

@@ -6,6 +6,9 @@
 
 #include "apply/apply.h"
 #include "apply/hooks.h"
+#include "apply/key.h"
+#include "apply/run.h"
+#include "apply/ttl.h"
 #include "plan/policy.h"
 #include "plan/repair.h"
 #include "system/cgroup.h"
@@ -297,7 +300,8 @@ void removeMachine(const Settings& settings, const Machine& machine, Systemd& sy
     const Plan last = plan.empty() ? plan : Plan{std::move(plan.back())};
     if (!plan.empty()) plan.pop_back();
     applyPlan(plan, systemd);
-    removeRunLocks(settings, machine);
+    removeKeyLock(settings, machine);
+    lockRun(settings, machine).removeFile();
     machineLock.removeFile();
     applyPlan(last, systemd);
   });

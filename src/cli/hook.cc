@@ -9,8 +9,10 @@
 
 #include "apply/hooks.h"
 #include "apply/idle.h"
+#include "apply/key.h"
 #include "apply/lifecycle.h"
 #include "apply/proxy.h"
+#include "apply/ttl.h"
 #include "cli/commands.h"
 #include "cli/common.h"
 #include "system/host.h"

@@ -169,8 +169,8 @@ constexpr Promise table[] = {
        {Kept::no, "nothing sets it"},
        {Kept::yes, "MemoryDenyWriteExecute= of the unit"}}},
      [](const Card& card) { return card.memoryDenyWriteExecute; }},
-    {"can't change what agentmachine sets for opencode (provider, sharing, updates) by settings in its "
-     "workspace",
+    {"can't change what agentmachine sets for opencode (provider, sharing, updates, denied tools) by "
+     "settings in its workspace",
      "opencode's settings are the card's",
      {{{Kept::yes, "a ConfigMap, mounted read-only"},
        {Kept::yes, "Volume=, read-only"},

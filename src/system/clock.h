@@ -1,4 +1,4 @@
-// The clock that systemd's timers count on.
+// Clocks: the one that systemd's timers count on, and the one on the wall.
 #pragma once
 #include <chrono>
 #include <ctime>
@@ -18,6 +18,11 @@ inline std::chrono::microseconds monotonicNow() {
 inline std::string inUtc(std::chrono::microseconds then) {
   const auto time = std::chrono::system_clock::now() + (then - monotonicNow());
   return std::format("{:%FT%TZ}", std::chrono::round<std::chrono::seconds>(time));
+}
+
+/// Now, to the second.
+inline std::chrono::sys_seconds wallClock() {
+  return std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
 }
 
 }  // namespace agentmachine

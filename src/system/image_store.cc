@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 
 #include "plan/machine.h"
+#include "system/clock.h"
 #include "system/nix.h"
 #include "util/error.h"
 #include "util/fd.h"
@@ -30,10 +31,6 @@ namespace fs = std::filesystem;
 constexpr std::string_view digestPrefix = "sha256-";
 constexpr std::string_view temporaryPrefix = ".tmp-";
 constexpr std::size_t smallFile = 1 << 20;
-
-std::chrono::sys_seconds now() {
-  return std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
-}
 
 void writeDescription(const fs::path& directory, const Image& image) {
   const nlohmann::ordered_json json = {{"name", image.name},
@@ -141,7 +138,7 @@ Image describeTree(const fs::path& tree, const std::string& digest, std::uint64_
           .opencodeVersion = printable(osReleaseField(files, "AGENTMACHINE_OPENCODE_VERSION")),
           .packages = packagesIn(files),
           .bytes = bytes,
-          .imported = now()};
+          .imported = wallClock()};
 }
 
 bool isDigest(std::string_view name) {
@@ -198,9 +195,10 @@ std::vector<std::string> imageProblems(const fs::path& path) {
     const auto st = tree.status(directory);
     if (!st || !S_ISDIR(st->st_mode)) problems.push_back(std::format("/{} is no directory", directory));
   }
-  for (const auto* file : {"etc/group", "etc/hostname", "etc/localtime", "etc/machine-id",
-                           "etc/opencode/.gitignore", "etc/opencode/opencode.json", "etc/os-release",
-                           "etc/passwd", "etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"}) {
+  for (const auto* file :
+       {"etc/group", "etc/hostname", "etc/localtime", "etc/machine-id", "etc/opencode/.gitignore",
+        "etc/opencode/opencode.json", "etc/opencode/plugin/permissions.js", "etc/os-release", "etc/passwd",
+        "etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"}) {
     const auto st = tree.status(file);
     if (!st || !S_ISREG(st->st_mode)) problems.push_back(std::format("/{} is no file", file));
   }

@@ -189,14 +189,22 @@ void loadRules(const Settings& settings, const std::map<std::string, Machine>& c
   writeFileAtomically(loadedTablesPath(settings), listTables(), 0600);
 }
 
-/// The host's settings, or these if they can't be read.
-Settings presentOr(const Settings& known) {
+/// The host's settings, or those known before if they can't be read.
+std::optional<Settings> presentOr(const std::optional<Settings>& known) {
   try {
     return readSettings();
   } catch (const Error& problem) {
     spdlog::warn("{}", printable(problem.what()));
     return known;
   }
+}
+
+/// Sets the ports of all machines up or down.
+void setMachinePorts(const std::string& state) {
+  for (const auto& port : machinePorts())
+    if (const auto result = runProcess({"ip", "link", "set", "dev", port, state});
+        result.status != 0 && interfaceExists(port))
+      throw Error(std::format("can't set the port {} {}: {}", port, state, trim(result.errors)));
 }
 
 /// A socket that is told of every change to nft's tables.
@@ -318,10 +326,7 @@ void takeNetworkDown(const Settings& settings) {
   inContext("take the network down", [&] {
     if (interfaceExists(settings.bridge)) runChecked({"ip", "link", "delete", "dev", settings.bridge});
     // Without rules the port of a machine that goes on would reach the host.
-    for (const auto& port : machinePorts())
-      if (const auto result = runProcess({"ip", "link", "set", "dev", port, "down"});
-          result.status != 0 && interfaceExists(port))
-        throw Error(std::format("can't shut the port {}: {}", port, trim(result.errors)));
+    setMachinePorts("down");
     runChecked({"nft", "-f", "-"}, renderNftTeardown());
   });
 }
@@ -340,26 +345,24 @@ void checkNetworkGuards(const Settings& settings) {
 
 void keepFilter() {
   const Fd changes = changesOfTables();
-  Settings settings = presentOr({});
-  const auto setBridge = [&](const std::string& state) {
-    if (interfaceExists(settings.bridge)) runChecked({"ip", "link", "set", "dev", settings.bridge, state});
-  };
+  std::optional<Settings> settings = presentOr({});
   // At first, too: what changed before was not told.
   for (;; awaitLoss(changes)) {
     try {
-      const auto lock = lockFilter(settings);
-      const auto loaded = readFileIfExists(loadedTablesPath(settings), maxListingBytes);
+      const auto lock = lockFilter({});
+      const auto loaded = readFileIfExists(loadedTablesPath({}), maxListingBytes);
       if (!loaded || filterState(*loaded) != FilterState::inPlace) {
         settings = presentOr(settings);
-        loadRules(settings, connectedMachines(settings));
+        if (!settings) throw Error("the packet filter can't be put back without the settings");
+        loadRules(*settings, connectedMachines(*settings));
         spdlog::warn("the packet filter was flushed or altered in nft; it is in place again");
       }
     } catch (...) {
-      setBridge("down");
+      setMachinePorts("down");
       throw;
     }
-    // It may be down since the time before.
-    setBridge("up");
+    // They may be down since the time before.
+    setMachinePorts("up");
     sd_notify(0, "READY=1");
   }
 }

@@ -22,9 +22,9 @@ void takeNetworkDown(const Settings& settings);
 /// after loading.
 void checkNetworkGuards(const Settings& settings);
 /// Whenever nft tells that a table or a rule of ours went, loads ours again unless they are what they were
-/// right after loading. Settings that can't be read are those of the time before, at first the defaults.
-/// Tells systemd when the rules are in place for the first time. Returns never; throws Error if they can't be
-/// loaded, with the bridge down: then no machine reaches anything.
+/// right after loading. Settings that can't be read are those of the time before. Tells systemd when the
+/// rules are in place for the first time. Returns never; throws Error if they can't be loaded, or the
+/// settings could never be read, with the ports of all machines down: then none reaches anything.
 [[noreturn]] void keepFilter();
 /// Throws Error if the bridge has as many ports as the kernel allows.
 void checkBridgeHasRoom(const Settings& settings);

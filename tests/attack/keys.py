@@ -477,7 +477,7 @@ def _(lab):
         shutil.chown(path, "root", "agentmachine-proxy")
         path.chmod(0o440)
     request = f"GET /models/{token} HTTP/1.1\r\nHost: broker\r\nConnection: close\r\n\r\n".encode()
-    program = f"import socket\nwith socket.create_connection(({GATEWAY!r}, {BROKER}), 3, ({address!r}, 0)) as c:\n c.sendall({request!r})\n c.recv(9)\n"
+    program = f"import socket\nwith socket.create_connection(({GATEWAY!r}, {BROKER}), 10, ({address!r}, 0)) as c:\n c.sendall({request!r})\n c.recv(9)\n"
     run(*lab.attacker.network("ip", "address", "add", f"{address}/32", "dev", "host0"))
     try:
         quiet(*lab.attacker.network("python3", "-c", program))

@@ -268,8 +268,9 @@ std::vector<Entry> imageEntries(const std::string& version = "1.2.3") {
     entries.push_back(directory(path));
   for (const auto* path : {"env", "git", "opencode", "dash"})
     entries.push_back({std::string("usr/bin/") + path, AE_IFREG, path, 0755});
-  for (const auto* path : {"hostname", "localtime", "machine-id", "resolv.conf", "opencode/.gitignore",
-                           "opencode/opencode.json", "ssl/certs/ca-certificates.crt"})
+  for (const auto* path :
+       {"hostname", "localtime", "machine-id", "resolv.conf", "opencode/.gitignore", "opencode/opencode.json",
+        "opencode/plugin/permissions.js", "ssl/certs/ca-certificates.crt"})
     entries.push_back({std::string("etc/") + path});
   entries.push_back({"usr/lib/agentmachine/init", AE_IFREG, "", 0755});
   entries.push_back(
