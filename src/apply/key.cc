@@ -61,13 +61,6 @@ void watchKey(const Settings& settings, const Machine& machine, Systemd& systemd
     systemd.stop(paths.keyWatch);
 }
 
-/// The caller holds lockKey.
-void watchAndDeliver(const Settings& settings, const Machine& known, Systemd& systemd) {
-  const Machine machine = presentMachine(settings, known);
-  watchKey(settings, machine, systemd);
-  deliverKey(settings, machine);
-}
-
 Error withoutKey(const Machine& machine, const Error& cause) {
   return Error(std::format("{}; agent {} has no key until the file is good again", cause.what(),
                            machine.card.id.str()));
@@ -85,7 +78,9 @@ std::string stateOf(const std::string& path) {
 
 void giveKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const auto lock = lockKey(settings, machine.name());
-  watchAndDeliver(settings, machine, systemd);
+  const Machine present = presentMachine(settings, machine);
+  watchKey(settings, present, systemd);
+  deliverKey(settings, present);
 }
 
 void takeKeyBack(const Settings& settings, const MachineName& machine, const MachinePaths& paths) {
@@ -96,8 +91,10 @@ void takeKeyBack(const Settings& settings, const MachineName& machine, const Mac
 void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
   const auto lock = lockKey(settings, machine.name());
   if (!isUp(machine, systemd)) return;
+  const Machine present = presentMachine(settings, machine);
+  watchKey(settings, present, systemd);
   try {
-    watchAndDeliver(settings, machine, systemd);
+    deliverKey(settings, present);
   } catch (const Error& cause) {
     throw withoutKey(machine, cause);
   }
