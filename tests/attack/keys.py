@@ -472,12 +472,12 @@ def _(lab):
     address, token = "10.213.9.9", lab.token()
     policy, key = pathlib.Path(f"/run/agentmachine/policy/{address}"), KEY_DIRECTORY / address
     shutil.copy(f"/run/agentmachine/policy/{victim(lab).address}", policy)
-    key.write_text(KEYS["victim"])
+    shutil.copy(KEY_DIRECTORY / victim(lab).address, key)
     for path in (policy, key):
         shutil.chown(path, "root", "agentmachine-proxy")
         path.chmod(0o440)
     request = f"GET /models/{token} HTTP/1.1\r\nHost: broker\r\nConnection: close\r\n\r\n".encode()
-    program = f"import socket\nwith socket.create_connection(({GATEWAY!r}, {BROKER}), 10, ({address!r}, 0)) as c:\n c.sendall({request!r})\n c.recv(9)\n"
+    program = f"import socket\nwith socket.create_connection(({GATEWAY!r}, {BROKER}), 3, ({address!r}, 0)) as c:\n c.sendall({request!r})\n c.recv(9)\n"
     run(*lab.attacker.network("ip", "address", "add", f"{address}/32", "dev", "host0"))
     try:
         quiet(*lab.attacker.network("python3", "-c", program))
