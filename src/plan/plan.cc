@@ -322,7 +322,9 @@ WriteFile planPolicy(const Machine& machine, const Host& host) {
 
 Plan planHosts(const Machine& machine, const Host& host) {
   const auto paths = machinePaths(host.settings, machine.card.id, machine.allocation.address);
-  return {WriteFile{paths.state + "/card.json", toJson(machine.card), 0600, {}}, planPolicy(machine, host)};
+  return {WriteFile{paths.state + "/card.json", toJson(machine.card), 0600, {}}, planPolicy(machine, host),
+          // Whether there is any host decides what opencode offers, from the next start on.
+          WriteFile{paths.opencode, renderOpencodeConfig(machine.card, egressOf(host.settings)), 0644, {}}};
 }
 
 Plan planRender(const Machine& machine, const Host& host) {

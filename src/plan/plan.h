@@ -105,7 +105,7 @@ Plan planRender(const Machine& machine, const Host& host);
 /// The proxy's view of a machine, for what must count before everything else.
 WriteFile planPolicy(const Machine& machine, const Host& host);
 
-/// What `allow` and `deny` do: the card of the state and what the proxy reads, nothing else.
+/// What `allow` and `deny` do: the card of the state, what the proxy reads and what opencode does.
 Plan planHosts(const Machine& machine, const Host& host);
 
 /// Digest of the newest image with exactly the card's packages. Throws Error if there is none.
