@@ -2,6 +2,7 @@
 #include "plan/plan.h"
 
 #include <format>
+#include <set>
 #include <tuple>
 
 #include <gtest/gtest.h>
@@ -127,6 +128,30 @@ TEST(PlanOnHost, AMachineKeepsWhatItWasGiven) {
   Host host = agentmachine::host();
   const Card card = host.machines.at("neighbour").card;
   EXPECT_NE(describe(planCreate(card, host)).find("sha256-" + std::string(64, '0')), std::string::npos);
+}
+
+/// The files that a plan writes, each as it is described.
+std::set<std::string> written(const Plan& plan) {
+  std::set<std::string> files;
+  for (const auto& action : plan)
+    if (std::holds_alternative<WriteFile>(action)) files.insert(describe(Plan{action}));
+  return files;
+}
+
+TEST(PlanOnHost, HostsThatChangeLeaveNothingElseToRender) {
+  const Host host = agentmachine::host();
+  Machine machine = host.machines.at("neighbour");
+  machine.card.allowedHosts.clear();
+  const auto before = written(planRender(machine, host));
+  machine.card.allowedHosts.push_back(HostPattern::parse("example.org").value());
+  const auto done = written(planHosts(machine, host));
+  int differ = 0;
+  for (const auto& file : written(planRender(machine, host))) {
+    if (before.contains(file)) continue;
+    ++differ;
+    EXPECT_TRUE(done.contains(file)) << file;
+  }
+  EXPECT_EQ(differ, 2) << "the policy, and what opencode offers";
 }
 
 TEST(PlanOnHost, OfAnotherNetworkAMachineGetsAnotherAddress) {
