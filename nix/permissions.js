@@ -1,5 +1,5 @@
-// A plugin of opencode, /etc/opencode/plugin/permissions.js of the image: tools that the host's opencode.json denies stay
-// denied. A workspace's settings could allow them again, by a pattern or in the `permission` of an agent of their own,
+// A plugin of opencode, /etc/opencode/plugin/permissions.js of the image: tools that the host's opencode.json denies by
+// their names stay denied. A workspace's settings could allow them again, by a pattern or in the `permission` of an agent of their own,
 // for of all rules that match the last one counts; but no call of a tool gets around this.
 import { readFileSync } from "node:fs"
 

@@ -199,12 +199,15 @@ std::optional<Settings> presentOr(const std::optional<Settings>& known) {
   }
 }
 
-/// Sets the ports of all machines up or down.
+/// Sets the ports of all machines up or down. Throws Error for those that it can't be done for, after all
+/// were tried.
 void setMachinePorts(const std::string& state) {
+  std::string failures;
   for (const auto& port : machinePorts())
     if (const auto result = runProcess({"ip", "link", "set", "dev", port, state});
         result.status != 0 && interfaceExists(port))
-      throw Error(std::format("can't set the port {} {}: {}", port, state, trim(result.errors)));
+      failures += std::format("\n  {}: {}", port, trim(result.errors));
+  if (!failures.empty()) throw Error(std::format("can't set ports {}:{}", state, failures));
 }
 
 /// A socket that is told of every change to nft's tables.
@@ -353,7 +356,9 @@ void keepFilter() {
       const auto loaded = readFileIfExists(loadedTablesPath({}), maxListingBytes);
       if (!loaded || filterState(*loaded) != FilterState::inPlace) {
         settings = presentOr(settings);
-        if (!settings) throw Error("the packet filter can't be put back without the settings");
+        if (!settings)
+          throw Error("the packet filter can't be put back without the settings: mend " +
+                      std::string(settingsPath));
         loadRules(*settings, connectedMachines(*settings));
         spdlog::warn("the packet filter was flushed or altered in nft; it is in place again");
       }

@@ -327,6 +327,21 @@ TEST_F(Images, SaysEverythingThatAnImageLacks) {
   EXPECT_EQ(std::distance(fs::directory_iterator(directory_ / "images"), {}), 1) << "only the lock stays";
 }
 
+TEST_F(Images, OneThatDoesNotHoldOpencodeToItsPermissionsIsRefused) {
+  ImageStore store(directory_ / "images");
+  auto entries = imageEntries();
+  std::erase_if(entries,
+                [](const Entry& entry) { return entry.path == "etc/opencode/plugin/permissions.js"; });
+  try {
+    store.import(inMemory(pack(entries)).get());
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "this is no image for agentmachine:\n"
+                 "  /etc/opencode/plugin/permissions.js is no file");
+  }
+}
+
 TEST_F(Images, WhatAKilledImportLeavesIsCleanedUp) {
   const auto archive = pack(imageEntries());
   const auto left = [&] {
