@@ -140,8 +140,7 @@ void markBooted(const Settings& settings) {
 std::vector<AbsolutePath> keptImages(const Settings& settings) {
   std::vector<AbsolutePath> workspaces;
   const std::string directory = imagesOfWorkspaces(settings), ending = ".img";
-  std::error_code absent;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory, absent)) {
+  for (const auto& entry : walkIfExists(directory)) {
     const std::string path = entry.path().string().substr(directory.size());
     if (!entry.is_regular_file() || !path.ends_with(ending)) continue;
     // What is no path that a card can have was put there by somebody else; left-overs of a killed run are

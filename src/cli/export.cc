@@ -118,9 +118,9 @@ std::map<std::string, std::string> filesBeside(const ExportedFiles& exported,
   for (const auto& [name, line] : exported.addresses)
     places.insert(std::filesystem::path(name).parent_path());
   for (const auto& place : places) {
-    std::error_code isMissing;
-    for (const auto& entry : std::filesystem::directory_iterator(directory / place, isMissing)) {
-      const std::string name = place / entry.path().filename();
+    for (const auto& file : namesIn(directory / place)) {
+      const std::string name = place / file;
+      const std::filesystem::directory_entry entry(directory / name);
       if (entry.is_regular_file() && entry.file_size() <= maxUnitBytes && !exported.files.contains(name))
         beside[name] = readFile(entry.path(), maxUnitBytes);
     }

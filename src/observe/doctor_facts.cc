@@ -74,15 +74,6 @@ std::map<std::string, std::string> missingPrograms() {
   return missing;
 }
 
-std::vector<std::string> entries(const std::string& directory) {
-  std::vector<std::string> names;
-  std::error_code absent;
-  for (const auto& entry : fs::directory_iterator(directory, absent))
-    names.push_back(entry.path().filename());
-  std::ranges::sort(names);
-  return names;
-}
-
 DirectoryFacts directoryFacts(const std::string& path, mode_t most) {
   struct stat st{};
   DirectoryFacts facts{.path = path, .most = most, .mode = {}};
@@ -174,7 +165,7 @@ std::vector<std::string> administratorsDropIns(const std::map<std::string, Machi
   std::vector<std::string> units = {"service", "systemd-nspawn@.service"}, files;
   for (const auto& [id, machine] : machines) units.push_back(machine.name().unit());
   for (const auto& unit : units)
-    for (const auto& name : entries("/etc/systemd/system/" + unit + ".d"))
+    for (const auto& name : namesIn("/etc/systemd/system/" + unit + ".d"))
       if (name.ends_with(".conf")) files.push_back(std::format("/etc/systemd/system/{}.d/{}", unit, name));
   return files;
 }

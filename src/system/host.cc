@@ -1,7 +1,9 @@
 #include "system/host.h"
 
+#include <cerrno>
 #include <filesystem>
 #include <format>
+#include <functional>
 #include <utility>
 
 #include <fcntl.h>
@@ -29,8 +31,15 @@ namespace {
 
 constexpr std::size_t maxStateBytes = 2 * maxCardBytes;
 
+/// Whether errno is of what isn't there; anything else says nothing about what is.
+bool isAbsence() {
+  return errno == ENOENT || errno == ENOTDIR;
+}
+
 bool leadsThroughLink(const std::string& path) {
-  return !openWithoutLinks(path, O_PATH) && errno == ELOOP;
+  if (openWithoutLinks(path, O_PATH) || isAbsence()) return false;
+  if (errno == ELOOP) return true;
+  throw errnoError("open " + path);
 }
 
 std::string fileSystemOf(const std::string& path) {
@@ -38,12 +47,25 @@ std::string fileSystemOf(const std::string& path) {
   return result.status == 0 ? trim(result.output) : "unknown";
 }
 
+/// The user that `look` finds; nullptr if there is none. getpwnam(3) returns that too when it could not look.
+const passwd* findUser(const std::string& who, const std::function<const passwd*()>& look) {
+  errno = 0;
+  const auto* user = look();
+  if (!user && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == EIO))
+    throw errnoError(std::format("look up the user \"{}\"", who));
+  return user;
+}
+const passwd* userNamed(const std::string& name) {
+  return findUser(name, [&] { return getpwnam(name.c_str()); });
+}
+
 Owner ownerOfNewWorkspaces(const Settings& settings) {
   if (const char* uid = getenv("SUDO_UID")) {
-    const auto* user = getpwuid(static_cast<uid_t>(std::strtoul(uid, nullptr, 10)));
+    const auto* user =
+        findUser(uid, [&] { return getpwuid(static_cast<uid_t>(std::strtoul(uid, nullptr, 10))); });
     if (user && user->pw_uid != 0) return {user->pw_uid, user->pw_gid};
   }
-  if (const auto* user = getpwnam(settings.workspaceUser.c_str())) return {user->pw_uid, user->pw_gid};
+  if (const auto* user = userNamed(settings.workspaceUser)) return {user->pw_uid, user->pw_gid};
   throw Error("there is no user \"" + settings.workspaceUser +
               "\" to own new workspaces: run systemd-sysusers, or name another in `workspace_user` of " +
               settingsPath);
@@ -56,7 +78,7 @@ Settings readSettings() {
 }
 
 gid_t proxyGroup() {
-  if (const auto* user = getpwnam(proxyUser)) return user->pw_gid;
+  if (const auto* user = userNamed(proxyUser)) return user->pw_gid;
   throw Error(std::format("there is no user \"{}\" for the proxy: run systemd-sysusers", proxyUser));
 }
 
@@ -96,11 +118,9 @@ std::optional<Machine> readMachine(const Settings& settings, const AgentId& id) 
 
 MachineRecords readMachineRecords(const Settings& settings) {
   MachineRecords records;
-  const fs::path directory = fs::path(settings.stateDirectory) / "machines";
-  std::error_code absent;
-  for (const auto& entry : fs::directory_iterator(directory, absent)) {
+  for (const auto& name : namesIn(fs::path(settings.stateDirectory) / "machines")) {
     // What is no id is a left-over of a killed `rm`.
-    const auto id = AgentId::parse(entry.path().filename().string());
+    const auto id = AgentId::parse(name);
     if (!id) continue;
     try {
       if (auto machine = readMachine(settings, *id)) records.machines.emplace(id->str(), std::move(*machine));
@@ -131,6 +151,7 @@ WorkspaceFacts workspaceFacts(const Settings& settings, const AbsolutePath& work
   facts.idmappable = canIdmap(existing.string());
   facts.fileSystem = fileSystemOf(existing.string());
   const Fd directory{open(existing.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  if (!directory && !isAbsence()) throw errnoError("open " + existing.string());
   if (directory) {
     facts.empty = facts.directory && fs::is_empty(path);
     facts.projectQuotas = enforcesProjectQuotas(directory.get());

@@ -82,6 +82,8 @@ class Tree {
   }
   [[nodiscard]] std::string read(const std::string& path) const {
     const Fd fd = find(path, O_RDONLY | O_NONBLOCK);
+    if (!fd && errno != ENOENT && errno != ENOTDIR && errno != ELOOP && errno != EXDEV)
+      throw errnoError("open " + path);
     // The way to a file that is open, whatever its name now leads to.
     return fd ? readFile("/proc/self/fd/" + std::to_string(fd.get()), smallFile) : "";
   }
@@ -213,12 +215,9 @@ std::vector<std::string> imageProblems(const fs::path& path) {
 
 std::vector<Image> ImageStore::list() const {
   std::vector<Image> images;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(directory_, error))
-    if (isDigest(entry.path().filename().string()))
-      if (auto image = readDescription(entry.path())) images.push_back(std::move(*image));
-  if (error && error != std::errc::no_such_file_or_directory)
-    throw Error("list " + directory_.string() + ": " + error.message());
+  for (const auto& name : namesIn(directory_))
+    if (isDigest(name))
+      if (auto image = readDescription(directory_ / name)) images.push_back(std::move(*image));
   std::ranges::sort(images, [](const Image& a, const Image& b) {
     return a.imported != b.imported ? a.imported > b.imported : a.digest < b.digest;
   });

@@ -275,9 +275,8 @@ std::map<std::string, Ipv4> filterPorts() {
 
 std::set<std::string> machinePorts() {
   std::set<std::string> ports;
-  for (const auto& entry : std::filesystem::directory_iterator("/sys/class/net"))
-    if (entry.path().filename().string().starts_with(machinePortPrefix))
-      ports.insert(entry.path().filename().string());
+  for (const auto& name : namesIn("/sys/class/net"))
+    if (name.starts_with(machinePortPrefix)) ports.insert(name);
   return ports;
 }
 
@@ -374,10 +373,8 @@ void keepFilter() {
 
 void checkBridgeHasRoom(const Settings& settings) {
   // To the kernel: BR_MAX_PORTS is 1024, and 0 is no port's number (net/bridge/br_private.h).
-  constexpr std::ptrdiff_t mostPorts = 1023;
-  std::error_code absent;
-  const std::filesystem::directory_iterator ports("/sys/class/net/" + settings.bridge + "/brif", absent);
-  if (std::distance(begin(ports), end(ports)) >= mostPorts)
+  constexpr std::size_t mostPorts = 1023;
+  if (namesIn("/sys/class/net/" + settings.bridge + "/brif").size() >= mostPorts)
     throw Error(
         std::format("all {} ports that a bridge can have are taken on {}: stop machines that are not needed",
                     mostPorts, settings.bridge));

@@ -32,13 +32,11 @@ bool isUnfinished(const std::string& name) {
 std::set<std::string> namesIn(const std::string& directory, const std::string& ours,
                               std::set<std::string>& unfinished) {
   std::set<std::string> names;
-  std::error_code absent;
-  for (const auto& entry : fs::directory_iterator(directory, absent)) {
-    const std::string name = entry.path().filename();
+  for (const auto& name : agentmachine::namesIn(directory)) {
     if (!name.starts_with("."))
       names.insert(name);
     else if (isUnfinished(name) && (name.starts_with(".#" + ours) || name.starts_with(".#removed-" + ours)))
-      unfinished.insert(entry.path());
+      unfinished.insert(directory + "/" + name);
   }
   return names;
 }
@@ -80,8 +78,7 @@ Remains remainsOnDisk(const Settings& settings) {
   for (const auto& id : look(settings.stateDirectory + "/machines"))
     namesIn(settings.stateDirectory + "/machines/" + id, "", found.unfinished);
   // What `create` was about to make there; it writes nothing else like this.
-  std::error_code absent;
-  for (const auto& entry : fs::recursive_directory_iterator(imagesOfWorkspaces(settings), absent))
+  for (const auto& entry : walkIfExists(imagesOfWorkspaces(settings)))
     if (entry.path().filename().string().starts_with(".#")) found.unfinished.insert(entry.path());
   found.mounts = mountPoints();
   found.ports = machinePorts();

@@ -1,6 +1,8 @@
 #include "util/file.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <system_error>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -37,6 +39,11 @@ void writeAll(int fd, std::string_view content) {
     if (n < 0) throw errnoError("write");
     content.remove_prefix(static_cast<std::size_t>(n));
   }
+}
+
+void checkListed(const std::filesystem::path& directory, const std::error_code& error) {
+  if (error && error != std::errc::no_such_file_or_directory)
+    throw Error("list " + directory.string() + ": " + error.message());
 }
 
 /// A name beside `path` that no other process uses; left-overs of killed writers share the prefix ".#".
@@ -100,6 +107,24 @@ void removeFile(const std::filesystem::path& path) {
     throw errnoError("remove " + path.string());
   }
   syncDirectory(path.parent_path());
+}
+
+std::vector<std::string> namesIn(const std::filesystem::path& directory) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (auto entry = std::filesystem::directory_iterator(directory, error); entry != end(entry);
+       entry.increment(error))
+    names.push_back(entry->path().filename());
+  checkListed(directory, error);
+  std::ranges::sort(names);
+  return names;
+}
+
+std::filesystem::recursive_directory_iterator walkIfExists(const std::filesystem::path& directory) {
+  std::error_code error;
+  std::filesystem::recursive_directory_iterator entries(directory, error);
+  checkListed(directory, error);
+  return entries;
 }
 
 void syncDirectory(const std::filesystem::path& directory) {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <sys/types.h>
 
@@ -32,6 +33,14 @@ void linkAtomically(const std::filesystem::path& link, const std::filesystem::pa
 
 /// Removes a file or link; nothing to do if it is absent. Throws Error.
 void removeFile(const std::filesystem::path& path);
+
+/// The names in `directory`, sorted; none if there is no such directory. Throws Error ("list PATH: …") if it
+/// can't be read: who takes that for empty takes what is in it for gone.
+std::vector<std::string> namesIn(const std::filesystem::path& directory);
+
+/// To walk what is below `directory`; its end if there is no such directory. Throws Error as namesIn does; an
+/// increment throws std::filesystem::filesystem_error.
+std::filesystem::recursive_directory_iterator walkIfExists(const std::filesystem::path& directory);
 
 /// Waits until what was created, renamed or removed in `directory` is on disk.
 void syncDirectory(const std::filesystem::path& directory);

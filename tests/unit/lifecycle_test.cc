@@ -4,11 +4,14 @@
 #include <format>
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include "apply/hooks.h"
 #include "plan/plan.h"
 #include "plan/policy.h"
 #include "plan/repair.h"
+#include "system/host.h"
+#include "system/remains.h"
 #include "system/run_record.h"
 #include "util/error.h"
 #include "util/file.h"
@@ -38,6 +41,23 @@ TEST(End, IsToldInWords) {
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::idle}), "nothing happened in it");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::start}), "did not start");
   EXPECT_EQ(describe(EndRecord{.cause = EndCause::shutdown}), "the host was shut down");
+}
+
+TEST(State, ThatCannotBeReadIsNotTakenForNone) {
+  std::string directory = testing::TempDir() + "/state-XXXXXX";
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  Settings settings;
+  settings.stateDirectory = directory;
+  EXPECT_TRUE(readMachineRecords(settings).machines.empty()) << "none was made yet";
+  // `repair` would remove all that there is of any machine.
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  EXPECT_THROW(readMachineRecords(settings), Error);
+  EXPECT_THROW(remainsOnDisk(settings), Error);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  std::filesystem::remove_all(directory);
 }
 
 TEST(End, OfARunBeforeIsNotThatOfTheLast) {

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "util/error.h"
@@ -55,6 +56,33 @@ TEST_F(Files, ReadRefusesWhatIsTooLargeOrNoFile) {
   ASSERT_EQ(mkfifo((directory_ / "fifo").c_str(), 0600), 0);
   EXPECT_THROW(readFile(directory_ / "fifo", 5), Error);
   EXPECT_EQ(readFileIfExists(directory_ / "absent", 5), std::nullopt);
+}
+
+/// Until it goes nothing can be opened.
+class NoDescriptors {
+ public:
+  NoDescriptors() {
+    getrlimit(RLIMIT_NOFILE, &before_);
+    const rlimit none{0, before_.rlim_max};
+    setrlimit(RLIMIT_NOFILE, &none);
+  }
+  ~NoDescriptors() { setrlimit(RLIMIT_NOFILE, &before_); }
+  NoDescriptors(const NoDescriptors&) = delete;
+  NoDescriptors& operator=(const NoDescriptors&) = delete;
+
+ private:
+  rlimit before_{};
+};
+
+TEST_F(Files, ADirectoryThatCannotBeReadIsNotTakenForEmpty) {
+  EXPECT_EQ(namesIn(directory_ / "absent"), std::vector<std::string>());
+  EXPECT_EQ(walkIfExists(directory_ / "absent"), std::filesystem::recursive_directory_iterator());
+  for (const auto* name : {"b", "a", "c"}) writeFileAtomically(directory_ / name, "", 0600);
+  EXPECT_EQ(namesIn(directory_), (std::vector<std::string>{"a", "b", "c"}));
+  EXPECT_THROW(namesIn(directory_ / "a"), Error);
+  const NoDescriptors now;
+  EXPECT_THROW(namesIn(directory_), Error);
+  EXPECT_THROW(walkIfExists(directory_), Error);
 }
 
 TEST_F(Files, LinksAreReplaced) {
