@@ -19,8 +19,12 @@ namespace {
 
 /// Held while a machine's key is delivered or taken back, so that a key that changes just then can't outlive
 /// the run: a machine that ends after it was asked for (isUp) takes the key back when we are done.
-FileLock lockKey(const Settings& settings, const MachineName& machine) {
-  return FileLock(settings.runtimeDirectory + "/lock/key-" + machine.str());
+FileLock lockKey(const Settings& settings, const MachineName& machine, const MachinePaths& paths) {
+  return {settings.runtimeDirectory + "/lock/key-" + machine.str(), paths.state};
+}
+FileLock lockKey(const Settings& settings, const Machine& machine) {
+  return lockKey(settings, machine.name(),
+                 machinePaths(settings, machine.card.id, machine.allocation.address));
 }
 
 void removeKeys(const MachinePaths& paths) {
@@ -77,19 +81,19 @@ std::string stateOf(const std::string& path) {
 }  // namespace
 
 void giveKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
-  const auto lock = lockKey(settings, machine.name());
+  const auto lock = lockKey(settings, machine);
   const Machine present = presentMachine(settings, machine);
   watchKey(settings, present, systemd);
   deliverKey(settings, present);
 }
 
 void takeKeyBack(const Settings& settings, const MachineName& machine, const MachinePaths& paths) {
-  const auto lock = lockKey(settings, machine);
+  const auto lock = lockKey(settings, machine, paths);
   removeKeys(paths);
 }
 
 void changeKey(const Settings& settings, const Machine& machine, Systemd& systemd) {
-  const auto lock = lockKey(settings, machine.name());
+  const auto lock = lockKey(settings, machine);
   if (!isUp(machine, systemd)) return;
   const Machine present = presentMachine(settings, machine);
   watchKey(settings, present, systemd);
@@ -101,7 +105,7 @@ void changeKey(const Settings& settings, const Machine& machine, Systemd& system
 }
 
 void renewKey(const Settings& settings, const Machine& known, Systemd& systemd) {
-  const auto lock = lockKey(settings, known.name());
+  const auto lock = lockKey(settings, known);
   if (!isUp(known, systemd)) return;
   const Machine machine = presentMachine(settings, known);
   if (!machine.card.apiKeyFile) return;
@@ -140,7 +144,7 @@ bool isDelivered(const Settings& settings, const Machine& machine) {
 }
 
 void removeKeyLock(const Settings& settings, const Machine& machine) {
-  lockKey(settings, machine.name()).removeFile();
+  lockKey(settings, machine).removeFile();
 }
 
 }  // namespace agentmachine

@@ -28,7 +28,8 @@ namespace {
 /// Held by whoever starts, stops or removes this machine. The unit's own hooks take none: they run inside
 /// these.
 FileLock lockMachine(const Settings& settings, const Machine& machine) {
-  return FileLock(settings.runtimeDirectory + "/lock/" + machine.name().str());
+  return {settings.runtimeDirectory + "/lock/" + machine.name().str(),
+          machinePaths(settings, machine.card.id, machine.allocation.address).state};
 }
 
 /// Renders the machine as it was read before its lock was got, unless somebody was faster. Throws Error then.

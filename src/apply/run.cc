@@ -23,7 +23,8 @@ void attempt(const std::function<void()>& step) {
 }
 
 FileLock lockRun(const Settings& settings, const Machine& machine) {
-  return FileLock(settings.runtimeDirectory + "/lock/run-" + machine.name().str());
+  return {settings.runtimeDirectory + "/lock/run-" + machine.name().str(),
+          machinePaths(settings, machine.card.id, machine.allocation.address).state};
 }
 
 Machine presentMachine(const Settings& settings, const Machine& machine) {

@@ -1,6 +1,7 @@
 #include "system/workspace.h"
 
 #include <cerrno>
+#include <cstdio>
 #include <filesystem>
 #include <format>
 #include <system_error>
@@ -109,18 +110,29 @@ bool makeWorkspace(const std::string& path, mode_t mode, Owner owner) {
     const std::string name = fs::path(path).filename().string();
     const Fd parent = openParent(path);
     if (!parent) throw errnoError("open " + fs::path(path).parent_path().string());
-    if (mkdirat(parent.get(), name.c_str(), 0700) < 0) {
-      if (errno == EEXIST) return false;  // what it is, is judged where it is opened
-      throw errnoError("mkdir");
+    // What it is, is judged where it is opened.
+    if (faccessat(parent.get(), name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) return false;
+    // It gets its name last: were we killed before it has its owner, it would be root's, and be refused.
+    const std::string unfinished = ".#made-" + name;
+    const auto remove = [&] { return unlinkat(parent.get(), unfinished.c_str(), AT_REMOVEDIR); };
+    if (remove() < 0 && errno != ENOENT) throw errnoError("remove " + unfinished);
+    if (mkdirat(parent.get(), unfinished.c_str(), 0700) < 0) throw errnoError("mkdir");
+    try {
+      const Fd made{
+          openat(parent.get(), unfinished.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+      struct stat st{};
+      if (!made || fstat(made.get(), &st) < 0) throw errnoError("open");
+      if (st.st_uid != geteuid()) throw Error("somebody replaced it");
+      if (fchown(made.get(), owner.user, owner.group) < 0) throw errnoError("chown");
+      if (fchmod(made.get(), mode) < 0) throw errnoError("chmod");
+      if (fsync(made.get()) < 0) throw errnoError("fsync");
+      if (renameat2(parent.get(), unfinished.c_str(), parent.get(), name.c_str(), RENAME_NOREPLACE) < 0)
+        throw errnoError("rename");
+      return true;
+    } catch (const Error&) {
+      remove();
+      throw;
     }
-    const Fd made{openat(parent.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
-    struct stat st{};
-    if (!made || fstat(made.get(), &st) < 0) throw errnoError("open");
-    if (st.st_uid != geteuid()) throw Error("somebody replaced it");
-    if (fchown(made.get(), owner.user, owner.group) < 0) throw errnoError("chown");
-    if (fchmod(made.get(), mode) < 0) throw errnoError("chmod");
-    if (fsync(made.get()) < 0) throw errnoError("fsync");
-    return true;
   });
 }
 

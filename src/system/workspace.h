@@ -14,7 +14,8 @@ namespace agentmachine {
 /// `create`: gone, a link, root's.
 Fd openWorkspace(const std::string& path);
 
-/// Makes a directory at `path` in a parent that no link leads to. False if something is there already.
+/// Makes a directory at `path`, whole or not at all, in a parent that no link leads to. False if something is
+/// there already. Of a process that was killed ".#made-NAME" is left beside it, until the next.
 bool makeWorkspace(const std::string& path, mode_t mode, Owner owner);
 
 /// Removes a workspace and all in it, but nothing that is mounted in it; an absent one is no error. A

@@ -1,10 +1,13 @@
 #include "util/lock.h"
 
 #include <cerrno>
+#include <system_error>
+#include <utility>
 
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "util/error.h"
 #include "util/file.h"
@@ -35,6 +38,17 @@ FileLock::FileLock(const std::filesystem::path& path) : path_(path) {
   // One that was removed while we waited for it is nobody's lock any more.
   do fd_ = openLocked(path);
   while (!isAt(path, fd_));
+}
+
+FileLock::FileLock(const std::filesystem::path& path, std::filesystem::path subject) : FileLock(path) {
+  subject_ = std::move(subject);
+}
+
+FileLock::~FileLock() {
+  std::error_code unknown;
+  if (!fd_ || subject_.empty() || std::filesystem::exists(subject_, unknown) || unknown) return;
+  // Of a file that was removed before, the name is another lock's by now.
+  if (isAt(path_, fd_)) unlink(path_.c_str());
 }
 
 void FileLock::removeFile() const {

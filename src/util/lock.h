@@ -11,12 +11,19 @@ namespace agentmachine {
 class FileLock {
  public:
   explicit FileLock(const std::filesystem::path& path);
+  /// The file goes at the end if `subject`, which it is about, does not exist by then.
+  FileLock(const std::filesystem::path& path, std::filesystem::path subject);
+  FileLock(FileLock&&) noexcept = default;
+  FileLock& operator=(FileLock&&) = delete;
+  FileLock(const FileLock&) = delete;
+  FileLock& operator=(const FileLock&) = delete;
+  ~FileLock();
 
   /// Removes the file, which nobody needs any more. Who waits for it makes and locks a new one. Throws Error.
   void removeFile() const;
 
  private:
-  std::filesystem::path path_;
+  std::filesystem::path path_, subject_;
   Fd fd_;
 };
 

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "apply/hooks.h"
 #include "plan/plan.h"
@@ -13,6 +14,7 @@
 #include "system/host.h"
 #include "system/remains.h"
 #include "system/run_record.h"
+#include "system/workspace.h"
 #include "util/error.h"
 #include "util/file.h"
 #include "util/text.h"
@@ -57,6 +59,19 @@ TEST(State, ThatCannotBeReadIsNotTakenForNone) {
   EXPECT_THROW(readMachineRecords(settings), Error);
   EXPECT_THROW(remainsOnDisk(settings), Error);
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  std::filesystem::remove_all(directory);
+}
+
+TEST(Workspace, IsMadeWholeAfterOneThatWasKilled) {
+  std::string directory = testing::TempDir() + "/place-XXXXXX";
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  std::filesystem::create_directory(directory + "/.#made-w");
+  const Owner self{geteuid(), getegid()};
+  EXPECT_TRUE(makeWorkspace(directory + "/w", 0750, self));
+  EXPECT_EQ(namesIn(directory), std::vector<std::string>{"w"});
+  EXPECT_EQ(std::filesystem::status(directory + "/w").permissions(), std::filesystem::perms(0750));
+  EXPECT_FALSE(makeWorkspace(directory + "/w", 0700, self)) << "one that is there stays as it is";
+  EXPECT_EQ(std::filesystem::status(directory + "/w").permissions(), std::filesystem::perms(0750));
   std::filesystem::remove_all(directory);
 }
 

@@ -149,6 +149,26 @@ TEST_F(Files, ALockThatWasRemovedIsMadeAnew) {
   other.join();
 }
 
+TEST_F(Files, ALockGoesWithWhatItIsAbout) {
+  const auto path = directory_ / "lock", subject = directory_ / "subject";
+  {
+    const FileLock lock(path, subject);
+  }
+  EXPECT_FALSE(std::filesystem::exists(path));
+  writeFileAtomically(subject, "", 0600);
+  {
+    const FileLock lock(path, subject);
+  }
+  EXPECT_TRUE(std::filesystem::exists(path));
+  {
+    const FileLock lock(path, subject);
+    removeFile(path);
+    removeFile(subject);
+    writeFileAtomically(path, "", 0600);
+  }
+  EXPECT_TRUE(std::filesystem::exists(path)) << "it is another lock's by then";
+}
+
 TEST(Text, SplitsAndTrims) {
   EXPECT_EQ(split("a::b", ':'), (std::vector<std::string>{"a", "", "b"}));
   EXPECT_EQ(split("", ':'), (std::vector<std::string>{""}));
