@@ -35,13 +35,8 @@ class Application {
     const fs::path path = action.path;
     if (fs::is_directory(path)) return;
     makeParents(path.parent_path());
-    inContext("make directory " + action.path, [&] {
-      if (mkdir(path.c_str(), 0700) < 0) throw errnoError("mkdir");
+    if (makeDirectoryAtomically(path, action.mode, {action.owner.user, action.owner.group}))
       undo_.emplace_back([path] { fs::remove(path); });
-      if (lchown(path.c_str(), action.owner.user, action.owner.group) < 0) throw errnoError("chown");
-      if (chmod(path.c_str(), action.mode) < 0) throw errnoError("chmod");
-      syncDirectory(path.parent_path());
-    });
   }
 
   void operator()(const WriteFile& action) {

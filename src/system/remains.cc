@@ -70,6 +70,8 @@ Remains remainsOnDisk(const Settings& settings) {
   for (const auto& name : look("/run/systemd/system", "systemd-nspawn@agent-"))
     if (name.starts_with("systemd-nspawn@agent-"))
       look("/run/systemd/system/" + name, "10-agentmachine.conf");
+  for (const auto& directory : {settings.runtimeDirectory, settings.stateDirectory})
+    namesIn(directory, "", found.unfinished);
   for (const std::string name : {"keys", "policy", "workspaces"})
     look(settings.runtimeDirectory + "/" + name);
   for (const auto& name : look(settings.runtimeDirectory + "/machines"))

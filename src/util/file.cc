@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <system_error>
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "util/error.h"
 #include "util/fd.h"
@@ -86,6 +88,28 @@ void writeFileAtomically(const std::filesystem::path& path, std::string_view con
       throw;
     }
     syncDirectory(path.parent_path());
+  });
+}
+
+bool makeDirectoryAtomically(const std::filesystem::path& path, mode_t mode, FileOwner owner) {
+  const auto temporary = temporaryBeside(path);
+  return inContext("make directory " + path.string(), [&] {
+    if (rmdir(temporary.c_str()) < 0 && errno != ENOENT) throw errnoError("remove " + temporary.string());
+    if (mkdir(temporary.c_str(), 0700) < 0) throw errnoError("create " + temporary.string());
+    try {
+      if (lchown(temporary.c_str(), owner.user, owner.group) < 0) throw errnoError("chown");
+      if (chmod(temporary.c_str(), mode) < 0) throw errnoError("chmod");
+      if (renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, path.c_str(), RENAME_NOREPLACE) < 0) {
+        if (errno != EEXIST) throw errnoError("rename");
+        rmdir(temporary.c_str());
+        return false;
+      }
+    } catch (...) {
+      rmdir(temporary.c_str());
+      throw;
+    }
+    syncDirectory(path.parent_path());
+    return true;
   });
 }
 

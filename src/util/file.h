@@ -28,6 +28,10 @@ struct FileOwner {
 void writeFileAtomically(const std::filesystem::path& path, std::string_view content, mode_t mode,
                          std::optional<FileOwner> owner = std::nullopt);
 
+/// Makes a directory, which gets its name last: nobody finds it with another mode or owner. The directory it
+/// is in must exist. False if something is there already. Throws Error ("make directory PATH: …").
+bool makeDirectoryAtomically(const std::filesystem::path& path, mode_t mode, FileOwner owner);
+
 /// Makes `link` point at `target`, atomically, replacing a link that is there.
 void linkAtomically(const std::filesystem::path& link, const std::filesystem::path& target);
 

@@ -85,6 +85,17 @@ TEST_F(Files, ADirectoryThatCannotBeReadIsNotTakenForEmpty) {
   EXPECT_THROW(walkIfExists(directory_), Error);
 }
 
+TEST_F(Files, ADirectoryIsMadeWholeOrNotAtAll) {
+  const auto path = directory_ / "d";
+  const FileOwner self{geteuid(), getegid()};
+  EXPECT_TRUE(makeDirectoryAtomically(path, 0750, self));
+  EXPECT_EQ(std::filesystem::status(path).permissions(), std::filesystem::perms(0750));
+  EXPECT_FALSE(makeDirectoryAtomically(path, 0700, self)) << "one that is there stays as it is";
+  EXPECT_EQ(std::filesystem::status(path).permissions(), std::filesystem::perms(0750));
+  EXPECT_EQ(namesIn(directory_), std::vector<std::string>{"d"});
+  EXPECT_THROW(makeDirectoryAtomically(path / "absent" / "d", 0750, self), Error);
+}
+
 TEST_F(Files, LinksAreReplaced) {
   linkAtomically(directory_ / "l", "/one");
   linkAtomically(directory_ / "l", "/two");
