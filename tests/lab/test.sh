@@ -205,7 +205,7 @@ warmUp() {
 leftOut() {
   local seed=${LAB_SEED:-$(date +%F)} kind name
   for kind in '1 bwrap kube-play podman podman-user' '1 concurrency pools reboot' '1 kill-points soak' \
-    '2 keys lifecycle policy' '1 store upgrade' '3 audit disk doctor errors filter metrics'; do
+    '2 keys lifecycle policy' '1 store upgrade' '3 audit disk doctor errors filter metrics' '0 package'; do
     for name in ${kind#* }; do echo "$(hash <<<"$seed $name") $name"; done | sort | tail -n "+$((${kind%% *} + 1))" | cut -d ' ' -f 2
   done
 }
@@ -234,6 +234,7 @@ testParts() {
       lint | tidy | unit | golden | export | nix | image | asan | fuzz) [[ $name == lint ]] || build; part "$name" "${name}Part" || : ;;
       attack) up; part attack attackPart || vmJournal ;;
       lab) up; part lab labPart || vmJournal ;;
+      package) older; up; part package suitePart package <"$older" || vmJournal ;;
       *) up; part "$name" suitePart "$name" </dev/null || vmJournal ;;
     esac
   done
@@ -251,19 +252,22 @@ conditions() {
   echo "revision $revision, $by, $(nproc) processors outside"
 }
 
-# older REVISION: $LAB_STATE/older-REVISION.tar is what that revision installs.
+# What people may still run, until there is a release: a revision that gave machines less at their start.
+olderRevision=0d59c0a
+older=$LAB_STATE/older-$olderRevision.tar
+# older: makes that file, of what the revision installs.
 older() {
-  local dir=$LAB_STATE/older-$1
-  [[ ! -e $dir.tar ]] || return 0
-  say "building $1"
+  local dir=${older%.tar}
+  [[ ! -e $older ]] || return 0
+  say "building $olderRevision"
   rm -rf "$dir"
   mkdir "$dir"
-  git -c safe.directory=/src -C /src archive "$1" | tar -x -C "$dir"
-  quietly "meson setup of $1" meson setup --prefix=/usr -Ddebug=false -Dtests=false "$dir/build" "$dir"
-  quietly "the build of $1" ninja -C "$dir/build"
-  quietly "the install of $1" meson install -C "$dir/build" --no-rebuild --strip --destdir "$dir/stage"
+  git -c safe.directory=/src -C /src archive $olderRevision | tar -x -C "$dir"
+  quietly "meson setup of $olderRevision" meson setup --prefix=/usr -Ddebug=false -Dtests=false "$dir/build" "$dir"
+  quietly "the build of $olderRevision" ninja -C "$dir/build"
+  quietly "the install of $olderRevision" meson install -C "$dir/build" --no-rebuild --strip --destdir "$dir/stage"
   tar -C "$dir/stage" -cf "$dir/tar" .
-  mv "$dir/tar" "$dir.tar"
+  mv "$dir/tar" "$older"
   rm -rf "$dir"
 }
 
@@ -292,7 +296,7 @@ reliability() {
   [[ ${#named[@]} -gt 0 ]] || named=("${suites[@]}")
   arguments=([concurrency]="${size[processes]} ${size[seconds]}s" [reboot]="${size[machines]} ${size[cuts]}"
     [soak]=${size[cycles]} [pools]="full ${size[ports]}"
-    [package]=0d59c0a)  # until there is a release: a revision that gave machines less at their start
+    [package]=$olderRevision)
   for name in "${commands[@]}"; do arguments[kill-points-$name]="$name ${size[points]} ${size[events]}"; done
   up
   # As it is now: what is edited while this runs is not what ran.
@@ -310,8 +314,8 @@ reliability() {
       before=$out.before
     fi
     if [[ $name == package ]]; then
-      older "${line[0]}"
-      before=$LAB_STATE/older-${line[0]}.tar
+      older
+      before=$older
     fi
     up
     {
