@@ -206,7 +206,7 @@ void judgeImage(const Settings& settings, const Machine& machine, const EndRecor
 void takeBack(const Settings& settings, const MachineName& machine, const MachinePaths& paths,
               const std::optional<Held>& held) {
   attempt([&] { takeKeyBack(settings, machine, paths); });
-  attempt([&] { removeFile(paths.credentials + "/server-password"); });
+  attempt([&] { removeFile(paths.serverPassword); });
   attempt([&] { unmountMapped(paths.workspace); });
   if (held) attempt([&] { removePort(held->interface, held->address); });
 }
@@ -237,7 +237,7 @@ void prepareMachine(const Settings& settings, const Machine& known, const std::s
   // Before anything is given.
   noteHeld(settings, machine);
   mountMapped(workspace.get(), paths.workspace, {agent, agent});
-  writeFileAtomically(paths.credentials + "/server-password", randomPassword(), 0600);
+  writeFileAtomically(paths.serverPassword, randomPassword(), 0600);
   // Of a stop that was killed.
   (void)takeStopReason(paths.state);
   applyPlan({MakeDirectory{settings.runtimeDirectory + "/keys", 0750, {0, proxyGroup()}},
@@ -343,7 +343,7 @@ void releaseByRecord(const AgentId& id, EndRecord end) {
 bool isOfOlderProgram(const Settings& settings, const Machine& machine) {
   const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
   // Of machines that run alone.
-  if (!std::filesystem::exists(paths.credentials + "/server-password")) return false;
+  if (!std::filesystem::exists(paths.serverPassword)) return false;
   return !std::filesystem::exists(paths.held) || !isDelivered(settings, machine);
 }
 

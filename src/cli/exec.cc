@@ -161,7 +161,7 @@ void addAttachCommand(CLI::App& app, int& status) {
     Systemd systemd;
     requireRunning(machine, systemd);
     const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
-    const auto password = readFile(paths.credentials + "/server-password", 4096);
+    const auto password = readFile(paths.serverPassword, 4096);
     const GuestCommand opencode{
         .user = "",
         .argv = {"opencode", "attach", std::format("http://127.0.0.1:{}", serverPort)},

@@ -111,6 +111,7 @@ MachinePaths machinePaths(const Settings& settings, const AgentId& id, Ipv4 addr
           .rootLink = "/run/machines/" + name.str(),
           .opencode = runtime + "/opencode.json",
           .credentials = runtime + "/credentials",
+          .serverPassword = runtime + "/credentials/server-password",
           .workspace = settings.runtimeDirectory + "/workspaces/" + name.str(),
           .held = runtime + "/held",
           .notices = runtime + "/notices",

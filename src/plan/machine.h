@@ -89,13 +89,14 @@ std::string macAddress(Ipv4 address);
 
 /// Files and units of one machine. Each is rendered and can be thrown away, but for `state`.
 struct MachinePaths {
-  std::string state;        ///< directory: card.json and machine.json, the truth
-  std::string runtime;      ///< directory of what is rendered for this machine alone, root's
-  std::string settings;     ///< the .nspawn file
-  std::string dropIn;       ///< of systemd-nspawn@agent-x.service
-  std::string rootLink;     ///< /run/machines/agent-x, to the image's tree
-  std::string opencode;     ///< opencode.json, bound over the image's
-  std::string credentials;  ///< directory bound into the machine for its PID 1 alone
+  std::string state;           ///< directory: card.json and machine.json, the truth
+  std::string runtime;         ///< directory of what is rendered for this machine alone, root's
+  std::string settings;        ///< the .nspawn file
+  std::string dropIn;          ///< of systemd-nspawn@agent-x.service
+  std::string rootLink;        ///< /run/machines/agent-x, to the image's tree
+  std::string opencode;        ///< opencode.json, bound over the image's
+  std::string credentials;     ///< directory bound into the machine for its PID 1 alone
+  std::string serverPassword;  ///< of its opencode's server, in there; only while the machine runs
   std::string
       workspace;     ///< mount point of the workspace as the agent's own; in no directory that is removed
   std::string held;  ///< what the present run was given on the host: its end may have to do without the card

@@ -159,6 +159,13 @@ Plan planLeftovers(const Host& host, const Remains& remains, const FoundAt& foun
   if (!host.unreadable.empty()) return plan;
   // A key that is left can be used, and a machine without a state is bound to nothing.
   addOthers(remains, settings.runtimeDirectory + "/keys", known.runningAddresses, plan);
+  for (const auto& [id, machine] : host.machines) {
+    if (remains.running.contains(machine.name().str())) continue;
+    const auto paths = machinePaths(settings, machine.card.id, machine.allocation.address);
+    for (const auto& path : {paths.agentKey, paths.serverPassword})
+      if (namesIn(remains, directoryOf(path)).contains(path.substr(path.rfind('/') + 1)))
+        plan.push_back(Remove{path});
+  }
   for (const auto& name : remains.running)
     if (const auto unit = "systemd-nspawn@" + name + ".service";
         !known.names.contains(name) &&
@@ -190,7 +197,9 @@ const Machine* whoseRun(const Action& action, const Host& host) {
     const auto* unit = std::get_if<StopUnit>(&action);
     const auto* mount = std::get_if<Unmount>(&action);
     const auto* port = std::get_if<RemovePort>(&action);
-    if ((file && file->path == paths.key) || (mount && mount->path == paths.workspace) ||
+    if ((file &&
+         (file->path == paths.key || file->path == paths.agentKey || file->path == paths.serverPassword)) ||
+        (mount && mount->path == paths.workspace) ||
         (unit &&
          (unit->unit == paths.keyWatch || unit->unit == paths.ttlTimer || unit->unit == paths.idleTimer)) ||
         (port && port->interface == hostInterface(host.settings, address)))

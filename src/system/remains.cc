@@ -76,7 +76,7 @@ Remains remainsOnDisk(const Settings& settings) {
     look(settings.runtimeDirectory + "/" + name);
   for (const auto& name : look(settings.runtimeDirectory + "/machines"))
     for (const std::string below : {"", "/credentials", "/agent", "/notices"})
-      namesIn(settings.runtimeDirectory + "/machines/" + name + below, "", found.unfinished);
+      look(settings.runtimeDirectory + "/machines/" + name + below);
   for (const auto& id : look(settings.stateDirectory + "/machines"))
     namesIn(settings.stateDirectory + "/machines/" + id, "", found.unfinished);
   // What `create` was about to make there; it writes nothing else like this.

@@ -215,6 +215,8 @@ Remains wellKept() {
                     {"/run/systemd/system", {"systemd-nspawn@agent-ada.service.d", "other.service"}},
                     {"/run/systemd/system/systemd-nspawn@agent-ada.service.d", {"10-agentmachine.conf"}},
                     {"/run/agentmachine/machines", {"agent-ada"}},
+                    {"/run/agentmachine/machines/agent-ada/agent", {"api-key"}},
+                    {"/run/agentmachine/machines/agent-ada/credentials", {"server-password"}},
                     {"/run/agentmachine/workspaces", {"agent-ada"}},
                     {"/run/agentmachine/policy", {"10.213.0.2"}},
                     {"/run/agentmachine/keys", {"10.213.0.2"}},
@@ -274,6 +276,8 @@ TEST(Repair, TakesAwayWhatAnEndedRunLeft) {
   remains.running.clear();
   EXPECT_EQ(repair(host, remains, rendered(host)),
             "remove /run/agentmachine/keys/10.213.0.2\n"
+            "remove /run/agentmachine/machines/agent-ada/agent/api-key\n"
+            "remove /run/agentmachine/machines/agent-ada/credentials/server-password\n"
             "remove port am-2 of 10.213.0.2\n"
             "stop agentmachine-expire@ada.timer\n"
             "stop agentmachine-key@ada.path\n"
@@ -349,7 +353,7 @@ TEST(Upgrade, TellsWhatAnOlderProgramStarted) {
     writeFileAtomically(path, content, 0600);
   };
   EXPECT_FALSE(isOfOlderProgram(settings, machine)) << "it does not run";
-  write(paths.credentials + "/server-password", "word");
+  write(paths.serverPassword, "word");
   EXPECT_TRUE(isOfOlderProgram(settings, machine)) << "nothing says what it was given";
   write(paths.held, "am-2 10.213.0.2\n");
   EXPECT_FALSE(isOfOlderProgram(settings, machine)) << "its key is bad: it has none";
