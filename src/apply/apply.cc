@@ -128,11 +128,9 @@ class Application {
 
   void operator()(const UnlimitTree& action) {
     inContext("unlimit " + action.path, [&] {
-      const Fd directory = openWithoutLinks(action.path, O_PATH | O_DIRECTORY);
-      if (!directory && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP))
-        return;  // not what we limited
-      if (!directory) throw errnoError("open");
-      unlimitProject(directory.get(), action.project);
+      // Another kind of thing is not what we limited.
+      if (const Fd directory = openIfExists(action.path, O_PATH | O_DIRECTORY))
+        unlimitProject(directory.get(), action.project);
     });
   }
 

@@ -209,6 +209,10 @@ void takeBack(const Settings& settings, const MachineName& machine, const Machin
   attempt([&] { removeFile(paths.serverPassword); });
   attempt([&] { unmountMapped(paths.workspace); });
   if (held) attempt([&] { removePort(held->interface, held->address); });
+  // systemd-nspawn's own, which it takes away unless it is killed.
+  for (const auto* left : {"propagate", "unix-export"})
+    attempt(
+        [&] { std::filesystem::remove_all(std::format("/run/systemd/nspawn/{}/{}", left, machine.str())); });
 }
 
 }  // namespace

@@ -115,6 +115,9 @@ std::string renderDropIn(const Machine& machine, const Settings& settings, const
       // Wanted, not required: restarting one of them must not restart the machines. That they are there is
       // checked by the prepare hook, which names the one that is missing.
       .set("Wants", "agentmachine-network.service agentmachine-proxy.service")
+      // nspawn tells machined of its end. Were that started only then, it would wait for this unit's end, and
+      // be waited for until nspawn is killed: both are ordered after what is mounted at /var/lib/machines.
+      .set("Upholds", "systemd-machined.service")
       .set("After", "agentmachine-network.service agentmachine-proxy.service");
   if (machine.allocation.workspaceImage)
     file.set("Requires", imageUnit(machine.card.workspace)).set("After", imageUnit(machine.card.workspace));

@@ -68,11 +68,15 @@ class Tree {
     if (!root_) throw errnoError("open " + path.string());
   }
 
+  /// None if there is nothing there, or nothing that can be reached. Throws Error if it can't be told.
   [[nodiscard]] Fd find(const std::string& path, int flags) const {
     open_how how{};
     how.flags = static_cast<std::uint64_t>(flags) | O_CLOEXEC;
     how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
-    return Fd{static_cast<int>(syscall(SYS_openat2, root_.get(), path.c_str(), &how, sizeof how))};
+    Fd fd{static_cast<int>(syscall(SYS_openat2, root_.get(), path.c_str(), &how, sizeof how))};
+    if (!fd && errno != ENOENT && errno != ENOTDIR && errno != ELOOP && errno != EXDEV)
+      throw errnoError("open /" + path);
+    return fd;
   }
   [[nodiscard]] std::optional<struct stat> status(const std::string& path) const {
     struct stat st{};
@@ -82,8 +86,6 @@ class Tree {
   }
   [[nodiscard]] std::string read(const std::string& path) const {
     const Fd fd = find(path, O_RDONLY | O_NONBLOCK);
-    if (!fd && errno != ENOENT && errno != ENOTDIR && errno != ELOOP && errno != EXDEV)
-      throw errnoError("open " + path);
     // The way to a file that is open, whatever its name now leads to.
     return fd ? readFile("/proc/self/fd/" + std::to_string(fd.get()), smallFile) : "";
   }

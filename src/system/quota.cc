@@ -30,6 +30,12 @@ int quotactl(int fd, int command, std::uint32_t id, void* data) {
   return static_cast<int>(syscall(SYS_quotactl_fd, fd, QCMD(command, PRJQUOTA), id, data));
 }
 
+/// Of a call that failed because there are no projects, or none any more: nothing to say. A disk that fails
+/// says nothing of what there is.
+void refuseDiskFault(const char* what) {
+  if (errno == EIO) throw errnoError(what);
+}
+
 /// An inode that is open with O_PATH, opened so that its attributes can be asked for. FIFOs and devices are
 /// never opened so: that has effects, and they have no such attributes.
 Fd openForAttributes(int entry) {
@@ -98,7 +104,10 @@ bool isInherited(int directory) {
 bool enforcesProjectQuotas(int directory) {
   fs_quota_statv state{};
   state.qs_version = FS_QSTATV_VERSION1;
-  if (quotactl(directory, Q_XGETQSTATV, 0, &state) < 0) return false;
+  if (quotactl(directory, Q_XGETQSTATV, 0, &state) < 0) {
+    refuseDiskFault("ask for the state of its quotas");
+    return false;
+  }
   constexpr unsigned wanted = FS_QUOTA_PDQ_ACCT | FS_QUOTA_PDQ_ENFD;
   return (state.qs_flags & wanted) == wanted;
 }
@@ -106,7 +115,9 @@ bool enforcesProjectQuotas(int directory) {
 std::uint32_t projectOf(int directory) {
   fsxattr attributes{};
   const Fd fd = openForAttributes(directory);
-  return ioctl(fd.get(), FS_IOC_FSGETXATTR, &attributes) == 0 ? attributes.fsx_projid : 0;
+  if (ioctl(fd.get(), FS_IOC_FSGETXATTR, &attributes) == 0) return attributes.fsx_projid;
+  refuseDiskFault("read its project");
+  return 0;
 }
 
 std::set<std::uint32_t> projectsInUse(int directory, std::uint32_t first) {
@@ -119,7 +130,10 @@ std::set<std::uint32_t> projectsInUse(int directory, std::uint32_t first) {
   }
   for (std::uint32_t id = first;;) {
     fs_disk_quota quota{};
-    if (quotactl(directory, Q_XGETNEXTQUOTA, id, &quota) < 0) return projects;  // ENOENT: that was the last
+    if (quotactl(directory, Q_XGETNEXTQUOTA, id, &quota) < 0) {
+      refuseDiskFault("ask for the projects of the file system");
+      return projects;  // ENOENT: that was the last
+    }
     if (quota.d_bcount || quota.d_icount || quota.d_blk_hardlimit || quota.d_blk_softlimit ||
         quota.d_ino_hardlimit || quota.d_ino_softlimit)
       projects.insert(quota.d_id);

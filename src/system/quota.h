@@ -15,7 +15,7 @@ struct ProjectUsage {
 };
 
 /// Whether the file system of an open directory counts projects and enforces their limits: ext4 with the
-/// feature `project`, xfs, each mounted with prjquota.
+/// feature `project`, xfs, each mounted with prjquota. Throws Error, as the next two do, if the disk fails.
 bool enforcesProjectQuotas(int directory);
 
 /// The project that an open directory belongs to; 0 is none.

@@ -217,7 +217,7 @@ void mountImage(const std::string& image, const std::string& path) {
 
 void removeImage(const std::string& image, const std::string& path) {
   inContext("remove the image of " + path, [&] {
-    const Fd directory = openWithoutLinks(path, O_PATH | O_DIRECTORY);
+    const Fd directory = openIfExists(path, O_PATH | O_DIRECTORY);
     if (directory && isImageMounted(directory.get(), image) &&
         umount2(("/proc/self/fd/" + std::to_string(directory.get())).c_str(), MNT_DETACH) < 0)
       throw errnoError("unmount");
@@ -230,7 +230,9 @@ void removeImage(const std::string& image, const std::string& path) {
 
 std::optional<std::uint64_t> imageBytes(const std::string& image) {
   struct stat st{};
-  if (lstat(image.c_str(), &st) < 0 || !S_ISREG(st.st_mode)) return std::nullopt;
+  const bool there = lstat(image.c_str(), &st) == 0;
+  if (!there && errno != ENOENT && errno != ENOTDIR) throw errnoError("look at " + image);
+  if (!there || !S_ISREG(st.st_mode)) return std::nullopt;
   return static_cast<std::uint64_t>(st.st_size);
 }
 

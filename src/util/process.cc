@@ -21,12 +21,17 @@ namespace {
 
 constexpr std::size_t maxCollected = 16 * 1024 * 1024;
 
-/// Appends what is there; false at end of file.
-bool drain(Fd& fd, std::string& into) {
+bool isPassing(int error) {
+  return error == EINTR || error == EAGAIN;
+}
+
+/// Appends what is there; false at end of file, or, with the cause in `failed`, if it can't be read.
+bool drain(Fd& fd, std::string& into, int& failed) {
   char buffer[16384];
   const ssize_t n = read(fd.get(), buffer, sizeof buffer);
-  if (n < 0) return errno == EINTR || errno == EAGAIN;
-  if (n == 0) return false;
+  if (n < 0 && isPassing(errno)) return true;
+  if (n < 0) failed = errno;
+  if (n <= 0) return false;
   if (into.size() < maxCollected) into.append(buffer, static_cast<std::size_t>(n));
   return true;
 }
@@ -65,21 +70,27 @@ ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view 
   fcntl(in.write.get(), F_SETFL, O_NONBLOCK);
 
   ProcessResult result;
+  int broken = 0;
   while (out.read || err.read) {
     if (in.write && input.empty()) in.write.reset();
     pollfd polled[] = {
         {out.read.get(), POLLIN, 0}, {err.read.get(), POLLIN, 0}, {in.write.get(), POLLOUT, 0}};
     if (poll(polled, 3, -1) < 0) continue;
-    if (polled[0].revents && !drain(out.read, result.output)) out.read.reset();
-    if (polled[1].revents && !drain(err.read, result.errors)) err.read.reset();
+    if (polled[0].revents && !drain(out.read, result.output, broken)) out.read.reset();
+    if (polled[1].revents && !drain(err.read, result.errors, broken)) err.read.reset();
     if (polled[2].revents) {
       // A child that reads no input may close it: that is its right, and SIGPIPE is ignored by main.
       const ssize_t n = write(in.write.get(), input.data(), input.size());
       if (n > 0) input.remove_prefix(static_cast<std::size_t>(n));
-      if (n < 0 && errno != EAGAIN && errno != EINTR) in.write.reset();
+      if (n < 0 && !isPassing(errno)) {
+        if (errno != EPIPE) broken = errno;
+        in.write.reset();
+      }
     }
   }
   result.status = waitFor(pid);
+  // It may have ended well with half of its input.
+  if (broken) throw errnoError("talk to " + argv[0], broken);
   return result;
 }
 
@@ -95,8 +106,9 @@ int runLines(const std::vector<std::string>& argv, const std::function<bool(cons
   if (failed) throw errnoError("run " + argv[0], failed);
   out.write.reset();
   std::string text;
+  int broken = 0;
   for (bool more = true; more;) {
-    more = drain(out.read, text);
+    more = drain(out.read, text, broken);
     for (auto end = text.find('\n'); end != std::string::npos; end = text.find('\n')) {
       const std::string first = text.substr(0, end);
       text.erase(0, end + 1);
@@ -106,7 +118,9 @@ int runLines(const std::vector<std::string>& argv, const std::function<bool(cons
     }
   }
   if (!text.empty()) line(text);
-  return waitFor(pid);
+  const int status = waitFor(pid);
+  if (broken) throw errnoError("talk to " + argv[0], broken);
+  return status;
 }
 
 std::string runChecked(const std::vector<std::string>& argv, std::string_view input) {

@@ -17,7 +17,7 @@ struct ProcessResult {
 enum class Errors { collected, inherited };
 
 /// Runs `argv` (argv[0] is looked up in PATH) with `input` on its standard input, and collects what it prints
-/// (at most 16 MiB of each). Throws Error only if it can't be started.
+/// (at most 16 MiB of each). Throws Error only if it can't be started, or its input not be written.
 ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view input = {},
                          Errors errors = Errors::collected);
 
@@ -26,7 +26,7 @@ std::string runChecked(const std::vector<std::string>& argv, std::string_view in
 
 /// Runs `argv` and calls `line` with each line of its output, without its end, as it comes, until it returns
 /// false: then the program is ended by SIGTERM. Standard input and error are ours. Returns its status, as in
-/// ProcessResult. Throws Error only if it can't be started.
+/// ProcessResult. Throws Error only if it can't be started, or its output not be read.
 int runLines(const std::vector<std::string>& argv, const std::function<bool(const std::string& line)>& line);
 
 }  // namespace agentmachine

@@ -146,6 +146,12 @@ Fd openWithoutLinks(const std::string& path, int flags) {
   return openResolved(AT_FDCWD, path, flags, RESOLVE_NO_SYMLINKS);
 }
 
+Fd openIfExists(const std::string& path, int flags) {
+  Fd fd = openWithoutLinks(path, flags);
+  if (!fd && errno != ENOENT && errno != ENOTDIR && errno != ELOOP) throw errnoError("open " + path);
+  return fd;
+}
+
 void walkTree(int root, const TreeVisitor& visitor) {
   Walk(root, visitor).run();
 }

@@ -14,6 +14,10 @@ namespace agentmachine {
 /// with errno, if it can't be opened; errno is ELOOP if one is.
 Fd openWithoutLinks(const std::string& path, int flags);
 
+/// The same, and none only if there is nothing at the path or a link is on the way: what can't be told is an
+/// Error.
+Fd openIfExists(const std::string& path, int flags);
+
 /// What walkTree meets. `directory` is open; `name` is in it.
 struct TreeVisitor {
   /// Everything but directories when it is met, a directory before what is in it. `entry` is open with O_PATH

@@ -298,10 +298,10 @@ reliability() {
     [soak]=${size[cycles]} [pools]="full ${size[ports]}"
     [package]=$olderRevision)
   for name in "${commands[@]}"; do arguments[kill-points-$name]="$name ${size[points]} ${size[events]}"; done
-  up
-  # As it is now: what is edited while this runs is not what ran.
-  conditions=$(conditions ':!tests/reliability')
   for name in "${named[@]}"; do
+    # Builds what there is by now, so that is what is noted.
+    up
+    conditions=$(conditions ':!tests/reliability')
     start=$SECONDS out=$LAB_STATE/reliability-$name.txt before=/dev/null
     read -ra line <<<"${arguments[$name]}"
     if [[ $name != kill-points-* || $conditions == *-dirty* ]] || ! grep -sqxF "# $conditions" "$out"; then
@@ -317,7 +317,6 @@ reliability() {
       older
       before=$older
     fi
-    up
     {
       echo "# ${name%"-${line[0]}"} ${line[*]}"
       echo "# $conditions"

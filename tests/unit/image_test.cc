@@ -12,6 +12,7 @@
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 
+#include "descriptors.h"
 #include "system/archive.h"
 #include "system/image_store.h"
 #include "util/error.h"
@@ -330,6 +331,16 @@ TEST_F(Images, SaysEverythingThatAnImageLacks) {
             "  /etc/passwd has no user \"agent\" with uid and gid 65532");
   EXPECT_TRUE(store.list().empty());
   EXPECT_EQ(std::distance(fs::directory_iterator(directory_ / "images"), {}), 1) << "only the lock stays";
+}
+
+TEST_F(Images, WhatCannotBeOpenedIsNotTakenForLacking) {
+  const DescriptorsLeft now(1);  // the tree's own
+  try {
+    imageProblems(directory_);
+    FAIL() << "it was judged unseen";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "open /bin/sh: Too many open files");
+  }
 }
 
 TEST_F(Images, OneThatDoesNotHoldOpencodeToItsPermissionsIsRefused) {

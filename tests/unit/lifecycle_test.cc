@@ -4,10 +4,10 @@
 #include <format>
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "apply/hooks.h"
+#include "descriptors.h"
 #include "plan/plan.h"
 #include "plan/policy.h"
 #include "plan/repair.h"
@@ -52,13 +52,18 @@ TEST(State, ThatCannotBeReadIsNotTakenForNone) {
   settings.stateDirectory = directory;
   EXPECT_TRUE(readMachineRecords(settings).machines.empty()) << "none was made yet";
   // `repair` would remove all that there is of any machine.
-  rlimit before{};
-  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
-  const rlimit none{0, before.rlim_max};
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
-  EXPECT_THROW(readMachineRecords(settings), Error);
-  EXPECT_THROW(remainsOnDisk(settings), Error);
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  {
+    const DescriptorsLeft now(0);
+    EXPECT_THROW(readMachineRecords(settings), Error);
+    EXPECT_THROW(remainsOnDisk(settings), Error);
+    try {
+      proxyGroup();
+      FAIL() << "there is a user of whom nobody could know";
+    } catch (const Error& error) {
+      EXPECT_STREQ(error.what(),
+                   std::format("look up the user \"{}\": Too many open files", proxyUser).c_str());
+    }
+  }
   std::filesystem::remove_all(directory);
 }
 

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 
+#include "descriptors.h"
 #include "util/error.h"
 
 namespace agentmachine {
@@ -107,6 +108,16 @@ TEST_F(Tree, IsOpenedOnlyWithoutLinks) {
     EXPECT_FALSE(openWithoutLinks((directory_ / path).string(), O_PATH));
     EXPECT_EQ(errno, ELOOP);
   }
+}
+
+TEST_F(Tree, WhatCannotBeOpenedIsNotTakenForAbsent) {
+  const auto path = directory_.string();
+  EXPECT_TRUE(openIfExists(path, O_PATH));
+  EXPECT_FALSE(openIfExists(path + "/absent/below", O_PATH));
+  fs::create_directory_symlink("absent", directory_ / "link");
+  EXPECT_FALSE(openIfExists(path + "/link", O_PATH));
+  const DescriptorsLeft now(0);
+  EXPECT_THROW(openIfExists(path, O_PATH), Error);
 }
 
 }  // namespace

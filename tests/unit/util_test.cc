@@ -8,9 +8,9 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/file.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "descriptors.h"
 #include "util/error.h"
 #include "util/fd.h"
 #include "util/file.h"
@@ -58,29 +58,13 @@ TEST_F(Files, ReadRefusesWhatIsTooLargeOrNoFile) {
   EXPECT_EQ(readFileIfExists(directory_ / "absent", 5), std::nullopt);
 }
 
-/// Until it goes nothing can be opened.
-class NoDescriptors {
- public:
-  NoDescriptors() {
-    getrlimit(RLIMIT_NOFILE, &before_);
-    const rlimit none{0, before_.rlim_max};
-    setrlimit(RLIMIT_NOFILE, &none);
-  }
-  ~NoDescriptors() { setrlimit(RLIMIT_NOFILE, &before_); }
-  NoDescriptors(const NoDescriptors&) = delete;
-  NoDescriptors& operator=(const NoDescriptors&) = delete;
-
- private:
-  rlimit before_{};
-};
-
 TEST_F(Files, ADirectoryThatCannotBeReadIsNotTakenForEmpty) {
   EXPECT_EQ(namesIn(directory_ / "absent"), std::vector<std::string>());
   EXPECT_EQ(walkIfExists(directory_ / "absent"), std::filesystem::recursive_directory_iterator());
   for (const auto* name : {"b", "a", "c"}) writeFileAtomically(directory_ / name, "", 0600);
   EXPECT_EQ(namesIn(directory_), (std::vector<std::string>{"a", "b", "c"}));
   EXPECT_THROW(namesIn(directory_ / "a"), Error);
-  const NoDescriptors now;
+  const DescriptorsLeft now(0);
   EXPECT_THROW(namesIn(directory_), Error);
   EXPECT_THROW(walkIfExists(directory_), Error);
 }
