@@ -280,9 +280,9 @@ bool upgradeMachine(const Settings& settings, const AgentId& id, const std::opti
     const Machine& machine = host.machines.at(id.str());
     const std::string image =
         digest ? imageFor(machine.card, *digest, host) : newestImage(machine.card, host);
-    if (image == machine.allocation.image) return false;
+    // One that has it, too: an upgrade that was killed may have come no further.
     applyPlan(planImage(withImage(machine, image), settings), systemd);
-    return true;
+    return image != machine.allocation.image;
   });
 }
 
