@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <csignal>
+#include <utility>
 
 #include <fcntl.h>
 #include <poll.h>
@@ -36,17 +37,28 @@ bool drain(Fd& fd, std::string& into, int& failed) {
   return true;
 }
 
-std::vector<char*> wordsOf(const std::vector<std::string>& argv) {
+/// Starts it; each of `descriptors` is there under the number beside it.
+pid_t spawn(const std::vector<std::string>& argv, const std::vector<std::pair<int, int>>& descriptors) {
   std::vector<char*> words;
   for (const auto& word : argv) words.push_back(const_cast<char*>(word.c_str()));
   words.push_back(nullptr);
-  return words;
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  for (const auto& [fd, number] : descriptors) posix_spawn_file_actions_adddup2(&actions, fd, number);
+  pid_t pid = 0;
+  const int failed = posix_spawnp(&pid, words[0], &actions, nullptr, words.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (failed) throw errnoError("run " + argv[0], failed);
+  return pid;
 }
 
-int waitFor(pid_t pid) {
+/// Its status, which counts for nothing if what it was told or said was `broken` off: it may have ended well
+/// with half of its input.
+int waitFor(pid_t pid, const std::string& name, int broken) {
   int status = 0;
   while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
   }
+  if (broken) throw errnoError("talk to " + name, broken);
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
@@ -54,16 +66,9 @@ int waitFor(pid_t pid) {
 
 ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view input, Errors errors) {
   Pipe in = makePipe(), out = makePipe(), err = makePipe();
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, in.read.get(), 0);
-  posix_spawn_file_actions_adddup2(&actions, out.write.get(), 1);
-  if (errors == Errors::collected) posix_spawn_file_actions_adddup2(&actions, err.write.get(), 2);
-  const auto words = wordsOf(argv);
-  pid_t pid = 0;
-  const int failed = posix_spawnp(&pid, words[0], &actions, nullptr, words.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  if (failed) throw errnoError("run " + argv[0], failed);
+  std::vector<std::pair<int, int>> descriptors{{in.read.get(), 0}, {out.write.get(), 1}};
+  if (errors == Errors::collected) descriptors.emplace_back(err.write.get(), 2);
+  const pid_t pid = spawn(argv, descriptors);
   in.read.reset();
   out.write.reset();
   err.write.reset();
@@ -88,22 +93,13 @@ ProcessResult runProcess(const std::vector<std::string>& argv, std::string_view 
       }
     }
   }
-  result.status = waitFor(pid);
-  // It may have ended well with half of its input.
-  if (broken) throw errnoError("talk to " + argv[0], broken);
+  result.status = waitFor(pid, argv[0], broken);
   return result;
 }
 
 int runLines(const std::vector<std::string>& argv, const std::function<bool(const std::string&)>& line) {
   Pipe out = makePipe();
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, out.write.get(), 1);
-  const auto words = wordsOf(argv);
-  pid_t pid = 0;
-  const int failed = posix_spawnp(&pid, words[0], &actions, nullptr, words.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  if (failed) throw errnoError("run " + argv[0], failed);
+  const pid_t pid = spawn(argv, {{out.write.get(), 1}});
   out.write.reset();
   std::string text;
   int broken = 0;
@@ -114,13 +110,11 @@ int runLines(const std::vector<std::string>& argv, const std::function<bool(cons
       text.erase(0, end + 1);
       if (line(first)) continue;
       kill(pid, SIGTERM);
-      return waitFor(pid);
+      return waitFor(pid, argv[0], broken);
     }
   }
   if (!text.empty()) line(text);
-  const int status = waitFor(pid);
-  if (broken) throw errnoError("talk to " + argv[0], broken);
-  return status;
+  return waitFor(pid, argv[0], broken);
 }
 
 std::string runChecked(const std::vector<std::string>& argv, std::string_view input) {

@@ -205,7 +205,7 @@ warmUp() {
 leftOut() {
   local seed=${LAB_SEED:-$(date +%F)} kind name
   for kind in '1 bwrap kube-play podman podman-user' '1 concurrency pools reboot' '1 kill-points soak' \
-    '2 keys lifecycle policy' '1 store upgrade' '3 audit disk doctor errors filter metrics' '0 package'; do
+    '1 keys lifecycle opencode policy' '1 store upgrade' '2 audit disk doctor errors filter metrics' '0 package'; do
     for name in ${kind#* }; do echo "$(hash <<<"$seed $name") $name"; done | sort | tail -n "+$((${kind%% *} + 1))" | cut -d ' ' -f 2
   done
 }
