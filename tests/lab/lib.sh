@@ -68,6 +68,12 @@ runAtExit() {
 }
 trap runAtExit EXIT
 
+# newPlace: sets place to a new directory that everyone may enter. The script removes it.
+newPlace() {
+  place=$(mktemp -d /var/tmp/agentmachine-suite.XXXXXX)
+  chmod 755 "$place"
+}
+
 # settingsAside: the host has no settings of its own until the script ends. Before any atExit that removes others.
 settingsAside() {
   local conf=/etc/agentmachine/agentmachine.conf
